@@ -44,6 +44,7 @@ from payagent.api.routes import (
 from payagent.api.routes.health import Check, Heartbeat, alive, find, health_router, without_ledger
 from payagent.api.routes.metrics import metrics_router
 from payagent.api.routes.params import BODY_S
+from payagent.audit.month import MonthRecords
 from payagent.core.problems import Refused
 
 ROOMS = (
@@ -133,6 +134,7 @@ def create_app(
     app.state.streams = []
     app.state.body_s = body_s
     app.state.sessions = sessions
+    app.state.months = MonthRecords()
     app.state.notifiers = notifiers
     app.state.rate_limiter = RateLimiter(rates, time.monotonic)
     guarded = partial(

@@ -156,12 +156,16 @@ def report(terminal: Terminal, connect: Connect, month: str, file: Path, prices:
     owner can read it, because it holds every merchant, app and destination. With --prices, ADA also has its value
     in the file's currency at the price of each day.
     """
-    from payagent.cli.month_page import month_page
-    from payagent.cli.prices import PriceError, read_prices
+    from payagent.audit.prices import PriceError, read_prices
+    from payagent.dashboard.month import month_file
+    from payagent.dashboard.render import Renderer
 
     try:
         by_day = None if prices is None else read_prices(prices.read())
-        page = month_page(connect().get("/v1/ledger/report", month=month), by_day).encode()
+        client = connect()
+        merchants = client.get("/v1/merchants")["merchants"]
+        month_report = client.get("/v1/ledger/report", month=month)
+        page = month_file(Renderer(tokens=terminal.tokens()), month_report, merchants, by_day).encode()
     except PriceError as error:
         raise click.BadParameter(str(error), param_hint="--prices") from None
     with _new_file(file.absolute()) as opened:

@@ -6,7 +6,7 @@ Never: floats for an amount (only for a bar's height).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from payagent.core.money import LOVELACE, LOVELACE_PER_ADA, NO_TOKENS, show_amount
+from payagent.core.money import LOVELACE, NO_TOKENS, Tokens, name_and_decimals, show_amount
 from payagent.dashboard.text import MONTHS
 
 SERIES_MAX = 5
@@ -29,7 +29,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """A day: its date, what each series spent, and its bars. Amounts are in lovelace."""
+    """A day: its date, what each series spent, and its bars."""
 
     date: str
     label: str
@@ -40,17 +40,24 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class SpendChart:
-    """The chart. `series`: name and sum of each merchant, largest first, then of all others. `scale`: labels from
-    top to bottom."""
+    """The chart of one asset, in its units. `series`: name and sum of each merchant, largest first, then of all
+    others. `scale`: labels from top to bottom. `ticks`: labels from left to right."""
 
+    asset: str
     days: tuple[Day, ...]
     series: tuple[tuple[str, int], ...]
     total: int
     scale: tuple[str, ...]
+    ticks: tuple[str, ...]
 
 
-def spend_chart(spent: Mapping[tuple[str, str | None], int], dates: Sequence[str]) -> SpendChart:
-    """`spent`: lovelace by (date, merchant), None for transfers. `dates`: each day to show, oldest first, as in
+def spend_chart(
+    spent: Mapping[tuple[str, str | None], int],
+    dates: Sequence[str],
+    asset: str = LOVELACE,
+    tokens: Tokens = NO_TOKENS,
+) -> SpendChart:
+    """`spent`: units by (date, merchant), None for transfers. `dates`: each day to show, oldest first, as in
     2026-11-28."""
     sums: dict[str | None, int] = {}
     for (_, name), units in spent.items():
@@ -63,11 +70,13 @@ def spend_chart(spent: Mapping[tuple[str, str | None], int], dates: Sequence[str
         (date, tuple(sum(spent.get((date, one), 0) for one in of_series) for _, of_series in shown))
         for date in dates
     ]
-    most = _scale_most(max((sum(parts) for _, parts in by_day), default=0))
+    hundredth = 10 ** max(0, name_and_decimals(asset, tokens)[1] - 2)
+    most = _scale_most(max((sum(parts) for _, parts in by_day), default=0), hundredth)
     days = tuple(Day(date, _label(date), parts, sum(parts), _bars(parts, most)) for date, parts in by_day)
     series = tuple((name, sum(day.parts[at] for day in days)) for at, (name, _) in enumerate(shown))
-    scale = tuple(_ada(most * quarter // 4) for quarter in (4, 3, 2, 1, 0))
-    return SpendChart(days, series, sum(day.total for day in days), scale)
+    scale = tuple(show_amount(asset, most * quarter // 4, tokens).split(" ")[0] for quarter in (4, 3, 2, 1, 0))
+    ticks = tuple(days[at].label for at in sorted({(len(days) - 1) * quarter // 4 for quarter in range(5)}))
+    return SpendChart(asset, days, series, sum(day.total for day in days), scale, ticks)
 
 
 def _label(date: str) -> str:
@@ -83,16 +92,10 @@ def _bars(parts: Sequence[int], most: int) -> tuple[Bar, ...]:
     return tuple(bars)
 
 
-def _scale_most(units: int) -> int:
-    """The top of the scale: a round number of lovelace that is not below `units`, and a multiple of 4."""
-    step = LOVELACE_PER_ADA // 100
+def _scale_most(units: int, step: int) -> int:
+    """The top of the scale: a round multiple of `step` that is not below `units`, and a multiple of 4."""
     while True:
         for factor in _STEPS:
             if factor * step * 4 >= units:
                 return factor * step * 4
         step *= 10
-
-
-def _ada(units: int) -> str:
-    """Without trailing zeros and unit."""
-    return show_amount(LOVELACE, units, NO_TOKENS).removesuffix(" ADA")

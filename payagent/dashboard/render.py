@@ -17,6 +17,7 @@ from payagent.core.policy import limit_in_words
 from payagent.dashboard import text
 
 _FOLDER = Path(__file__).parent
+STYLESHEET = (_FOLDER / "static" / "payagent.css").read_text()
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 
@@ -57,6 +58,7 @@ class Renderer:
             "short": text.short,
             "clipped": partial(text.clipped, tokens=tokens),
             "figures": text.figures,
+            "number": text.number,
             "readable": partial(for_people, tokens=tokens),
             "counted": counted,
             "rounded": partial(round_of_limit, tokens=tokens),

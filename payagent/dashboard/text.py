@@ -58,6 +58,11 @@ def ada(units: int | str) -> str:
     return show_number(int(units), 6)
 
 
+def number(units: int | str, asset: str, tokens: Tokens) -> str:
+    """An amount with all decimals and without its unit."""
+    return show_number(int(units), name_and_decimals(asset, tokens)[1])
+
+
 def brief_ada(units: int | str) -> str:
     """Lovelace as ADA without trailing zeros, for sentences."""
     return show_amount(LOVELACE, int(units), NO_TOKENS)
@@ -71,7 +76,7 @@ def asset_name(asset: str, tokens: Tokens) -> str:
 
 def figures(units: int | str, asset: str, tokens: Tokens) -> str:
     """An amount with all decimals and with its unit, in plain text."""
-    return f"{show_number(int(units), name_and_decimals(asset, tokens)[1])} {asset_name(asset, tokens)}"
+    return f"{number(units, asset, tokens)} {asset_name(asset, tokens)}"
 
 
 def amount(units: int | str | None, asset: str = LOVELACE, tokens: Tokens = NO_TOKENS) -> Markup:

@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 from kit.audit import Past
 
-from payagent.audit.month import MonthRecord, month_record
+from payagent.audit.month import MonthRecord, MonthRecords
 from payagent.core import ledger
 from payagent.core.ledger import HELD, WALLET
 from payagent.store.db.readers import Readers
@@ -27,7 +27,7 @@ def months(lived: Past) -> list[str]:
 @pytest.fixture
 def records(lived: Past) -> list[MonthRecord]:
     with Readers(lived.path).snapshot() as conn:
-        return [month_record(conn, month) for month in months(lived)]
+        return [MonthRecords().read(conn, month) for month in months(lived)]
 
 
 def owned(balances: tuple[tuple[str, str, int], ...]) -> dict[str, int]:
@@ -70,3 +70,13 @@ def test_refusals_and_top_ups_of_the_month_are_counted_and_the_newest_seal_is_na
     assert refused > 0
     assert sum(count for record in records for *_, count in record.refusals) == refused
     assert {str(record.head) for record in records} == {f"{seal[0]}:{seal[1]}"}
+
+
+def test_a_record_that_was_read_before_takes_only_what_came_since_and_equals_a_new_one(
+    lived: Past, records: list[MonthRecord]
+) -> None:
+    again = MonthRecords()
+    for path in (lived.early, lived.path, lived.path):
+        with Readers(path).snapshot() as conn:
+            read_again = [again.read(conn, month) for month in months(lived)]
+    assert read_again == records

@@ -1,12 +1,11 @@
 """`prepaid topup` as an operator uses it: planned, ordered, repeated, refused."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kit.cli import Shop, running, until
-
-from payagent.core.money import format_ada
 
 CONFIG = """
 [merchants.t.topup]
@@ -102,8 +101,9 @@ def test_the_months_report_counts_the_topups_that_were_ordered(shop: Shop, tmp_p
     early = sum(row["state"] == "stopped" for row in topups)
     page = tmp_path / "month.html"
     assert shop.payagent("ledger", "report", "--month", month, "-o", page).code == 0
-    cells = f'<td>manual</td><td class="n">{len(topups)}</td><td class="n">{format_ada(ordered)}</td>'
-    assert f'{cells}<td class="n">{early}</td>' in page.read_text()
+    text = " ".join(re.sub(r"<[^>]*>", " ", page.read_text()).split())
+    ended = f" {early} ended early" if early else ""
+    assert f"manual {len(topups)}{ended} {ordered // 10**6}.{ordered % 10**6:06d}"[:-4] in text
 
 
 def test_a_topup_by_a_request_that_the_balance_serves_ends_without_a_payment(shop: Shop) -> None:

@@ -43,7 +43,13 @@ CUT = """() => [...function* () {
 LOOKS = ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light"))
 LONG = "Research-Agent-Of-The-Department-For-Questions-Of-All-Customers"
 SCRIPT = "<script>window.isHacked=1</script><img/src=x/onerror=window.isHacked=1>\"'{{7*7}}"
-NOT_HTML = ("/ui/events", "/ui/ledger/export", "/ui/ledger/snapshot", "/ui/payments/{payment_id}/receipt")
+NOT_HTML = (
+    "/ui/events",
+    "/ui/ledger/export",
+    "/ui/ledger/report",
+    "/ui/ledger/snapshot",
+    "/ui/payments/{payment_id}/receipt",
+)
 GETS = [one.path for one in PAGES if not one.is_form]
 SHOWN = [path for path in GETS if path not in NOT_HTML]
 LINK = re.compile(r'href="(/ui/[^"#]*)')

@@ -105,9 +105,20 @@ def test_journal_spend_and_month_agree_with_the_command_line(shop: Shop, browser
             cells = at.page.locator("#spend tfoot td.num:visible .amt").all_inner_texts()
             assert [ada(cell) * 1_000_000 for cell in cells] == [Decimal(totals[0]["total"])]
         at.page.goto(f"{origin}/ui/ledger/month")
-        rows = [ada(text) for text in at.page.locator("section[aria-labelledby=mv] .amt").all_inner_texts()]
+        rows = [ada(text) for text in at.page.locator("section[aria-labelledby=balance] .amt").all_inner_texts()]
         assert sum(rows[:-1]) == rows[-1]
+        assert ada(at.page.locator("section[aria-labelledby=sum-spent] .big").inner_text()) == -rows[2]
         assert at.page.evaluate("document.documentElement.scrollWidth") == 390
+        with at.page.expect_download() as started:
+            at.page.get_by_role("link", name="Download report").click()
+        report = started.value.path().read_text()
+        head = at.page.locator("section[aria-labelledby=head] code").first.inner_text()
+        assert shop.payagent("ledger", "verify", "--head", head).json["clean"]
+        assert "<title>payagent: " in report
+        assert head in report
+        with at.page.expect_download() as started:
+            at.page.get_by_role("link", name="CSV").click()
+        assert started.value.path().read_text().count(",post,") >= 2
         at.page.goto(f"{origin}/ui/ledger/journal?since=yesterday")
         expect(at.page.locator("#refusal code").first).to_have_text("bad_request")
 

@@ -1,6 +1,7 @@
 """The overview: what it adds up to, and that it stays fresh while it is open."""
 
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
@@ -52,3 +53,13 @@ def test_the_parts_of_the_wallet_add_up_to_its_total(shop: Shop, browser: Browse
         parts += at.page.locator("#money .parts .amt").all_inner_texts()
         assert sum(map(ada, parts)) == total
         assert ada(at.page.locator("#money .parts .hint").last.inner_text()) == total
+
+
+def test_todays_spend_is_the_ledgers(shop: Shop, browser: Browser) -> None:
+    shop.payagent("pay", shop.saved("today"), "--merchant", "t")
+    until(lambda: shop.payments()[0]["state"] in ("confirmed", "settled"), "not confirmed")
+    today = datetime.now(UTC).strftime("%Y-%m-%dT00:00:00Z")
+    with tab(browser, scripts=False) as at:
+        at.page.goto(f"{sign_in(at.page, shop)}/ui/")
+        (total,) = shop.payagent("ledger", "spend", "--since", today).json["totals"]
+        assert ada(at.page.locator("#today .amt").inner_text()) == Decimal(total["total"]) / 1_000_000

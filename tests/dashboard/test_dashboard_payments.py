@@ -41,6 +41,10 @@ def test_new_payments_and_states_appear_and_focus_and_scroll_stay(shop: Shop, br
         expect(row.get_by_role("link")).to_be_focused()
         assert abs(row.evaluate("row => row.getBoundingClientRect().top") - place) < 2
         assert at.page.evaluate("window.isSamePage")
+        timing = new.evaluate(
+            "row => { row.classList.add('new'); return row.cells[1].getAnimations()[0].effect.getTiming() }"
+        )
+        assert (timing["delay"], timing["duration"]) == (2400, 1)  # a step: a fade is painted 60 times a second
 
 
 def test_filters_are_in_the_address_and_later_pages_say_how_many_are_new(shop: Shop, browser: Browser) -> None:

@@ -128,7 +128,9 @@ async def _wallet() -> AsyncIterator[tuple[str, str, list[str]]]:
 
 
 def _is_page(path: str) -> bool:
-    return not path.endswith(("/events", "/export", "/snapshot", "/receipt")) and "{order_id}" not in path
+    return (
+        not path.endswith(("/events", "/export", "/report", "/snapshot", "/receipt")) and "{order_id}" not in path
+    )
 
 
 def _address(path: str, named: dict[str, str]) -> str:

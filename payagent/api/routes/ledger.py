@@ -15,6 +15,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -40,7 +41,7 @@ from payagent.api.routes.auth import Caller, Operator, Reader
 from payagent.api.routes.params import Page, QueryParams, SelectionFilter
 from payagent.audit.export import Format, export
 from payagent.audit.finding import AuditFinding, Head, parse_head
-from payagent.audit.month import month_record
+from payagent.audit.month import MonthRecords
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
@@ -238,9 +239,10 @@ async def refused(caller: Reader, query: Annotated[RefusalPage, Query()]) -> Jso
 
 
 @router.get("/report", summary="Report a month of the ledger", responses=gives(MonthReport, 200))
-async def report(caller: Reader, query: Annotated[MonthQuery, Query()]) -> JsonResponse:
+async def report(request: Request, caller: Reader, query: Annotated[MonthQuery, Query()]) -> JsonResponse:
     """Balances at both ends of the month, what changed them, spend, refusals and top-ups."""
-    record = await _read(caller.context, partial(month_record, month=query.month))
+    records: MonthRecords = request.app.state.months
+    record = await _read(caller.context, partial(records.read, month=query.month))
     return JsonResponse(MonthReport.of(query.month, record, caller.context.config))
 
 

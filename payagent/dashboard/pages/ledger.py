@@ -4,20 +4,20 @@ Never: SQL; adds amounts of two assets.
 """
 
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal, get_args
 from urllib.parse import urlencode
 
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from payagent.core.ledger import HELD, WALLET, Kind
-from payagent.core.money import LOVELACE
+from payagent.core.ledger import Kind
+from payagent.core.money import LOVELACE, Tokens
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.dashboard.checks import CheckName
+from payagent.dashboard.month import month_file, month_values, spend_charts, spent_by
 from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 FILTERS = ("since", "until", "merchant", "app", "asset", "kind", "state", "text")
@@ -31,6 +31,9 @@ FORMATS = {
 
 SPENT_BY = ("merchant", "app", "day")
 SPENT_DAYS = 30
+PLOT_DAYS_MAX = 100
+"""Days that the plot of the spend shows, the newest ones: more would be narrower than a pixel on a phone."""
+
 NEWEST = 8
 ROWS = {
     "entries": "entries without a payment",
@@ -185,17 +188,25 @@ async def spend(visit: Visit) -> Response:
     by = visit.request.query_params.get("by", "merchant")
     if by not in SPENT_BY:
         raise Refused("bad_request", "the spend is shown by merchant, app or day", key="by")
-    filters = _filters(visit)
-    filters.setdefault("since", f"{datetime.now(UTC).date() - timedelta(days=SPENT_DAYS - 1)}T00:00:00Z")
-    found = await visit.api.get("/v1/ledger/spend", by=by, **filters)
-    rows = [row | {"name": row[by] or "transfers"} for row in found["spend"]]
-    rows.sort(key=lambda row: row["name"] if by == "day" else int(row["total"]), reverse=True)
+    filters, today = _filters(visit), datetime.now(UTC).date()
+    filters.setdefault("since", f"{today - timedelta(days=SPENT_DAYS - 1)}T00:00:00Z")
+    series: Literal["merchant", "app"] = "app" if by == "app" else "merchant"
+    rows = (await visit.api.get("/v1/ledger/spend", by=f"{series},day", **filters))["spend"]
+    spent = spent_by(by, rows)
+    if by == "day":
+        spent["rows"].reverse()
+    until = date.fromisoformat(filters.get("until", "9999-12-31")[:10])
+    last = min(today, until - timedelta(days=1))
+    count = (last - date.fromisoformat(filters["since"][:10])).days + 1
+    dates = [str(last - timedelta(days=ago)) for ago in reversed(range(min(count, PLOT_DAYS_MAX)))]
     return await visit.page(
         "ledger_spend.html",
         by=by,
         ways=SPENT_BY,
-        rows=rows,
-        totals=found["totals"],
+        series=series,
+        spent=spent,
+        charts=spend_charts(series, rows, dates, visit.renderer.facts["tokens"]),
+        is_cut=count > PLOT_DAYS_MAX,
         since=filters["since"][:10],
         until=filters.get("until", "")[:10],
         command=_command("spend", {"by": by} | filters),
@@ -204,52 +215,21 @@ async def spend(visit: Visit) -> Response:
 
 async def month(visit: Visit) -> Response:
     """The report of a month."""
+    return await visit.page("ledger_month.html", is_file=False, **month_values(*await _month(visit)))
+
+
+async def month_as_file(visit: Visit) -> Response:
+    """The same as a file."""
+    report, merchants, _ = await _month(visit)
+    name = f'attachment; filename="payagent-{report["month"]}.html"'
+    return HTMLResponse(month_file(visit.renderer, report, merchants), headers={"content-disposition": name})
+
+
+async def _month(visit: Visit) -> tuple[dict[str, Any], list[dict[str, Any]], Tokens]:
+    """The chosen month's report, the configured merchants, and the tokens' names."""
     chosen = visit.request.query_params.get("month") or datetime.now(UTC).strftime("%Y-%m")
     report = await visit.api.get("/v1/ledger/report", month=chosen)
-    names = await _names(visit)
-    return await visit.page(
-        "ledger_month.html",
-        report=report,
-        movements=_movements(report),
-        accounts=_balances(report["closing"], names),
-        spent=[(way, _spent_by(report["spend"], way)) for way in SPENT_BY],
-    )
-
-
-def _movements(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each asset: what was ours at the beginning, what changed it, and what was ours at the end."""
-    ends = {name: _ours(report[name]) for name in ("opening", "closing")}
-    changes = report["changes"]
-    assets = sorted({*ends["opening"], *ends["closing"], *(one["asset"] for one in changes)}, key=_ada_first)
-    return [
-        {
-            "asset": asset,
-            "opening": ends["opening"][asset],
-            "changes": [(one["kind"], one["units"]) for one in changes if one["asset"] == asset],
-            "closing": ends["closing"][asset],
-        }
-        for asset in assets
-    ]
-
-
-def _ours(balances: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    """Wallet and held together, by asset."""
-    units: Counter[str] = Counter()
-    for row in balances:
-        if row["account"] in (WALLET, HELD):
-            units[row["asset"]] += int(row["units"])
-    return units
-
-
-def _spent_by(spent: Sequence[Mapping[str, Any]], way: str) -> list[tuple[str, str, int, int]]:
-    """Name, asset, total and fees of each group."""
-    totals: Counter[tuple[str, str]] = Counter()
-    fees: Counter[tuple[str, str]] = Counter()
-    for row in spent:
-        key = (row[way] or "transfers", row["asset"])
-        totals[key] += int(row["total"])
-        fees[key] += int(row["fees"])
-    return [(name, asset, totals[name, asset], fees[name, asset]) for name, asset in sorted(totals)]
+    return report, (await visit.api.get("/v1/merchants"))["merchants"], visit.renderer.facts["tokens"]
 
 
 PAGES = [
@@ -265,6 +245,7 @@ PAGES = [
     page("/ui/ledger/journal", journal),
     page("/ui/ledger/spend", spend),
     page("/ui/ledger/month", month),
+    page("/ui/ledger/report", month_as_file),
     page("/ui/ledger/export", export),
     page("/ui/ledger/snapshot", snapshot, "operate"),
     form("/ui/ledger/{check}", check),

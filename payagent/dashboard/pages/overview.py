@@ -3,6 +3,7 @@
 Never: changes anything.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.notifications import ALERTS
 from payagent.core.policy import Window
 from payagent.dashboard.bars import limit_bar
-from payagent.dashboard.charts import SpendChart, spend_chart
+from payagent.dashboard.charts import spend_chart
 from payagent.dashboard.pages import approvals
 from payagent.dashboard.spent import days, spent
 from payagent.dashboard.text import brief_ada
@@ -36,7 +37,7 @@ async def show(visit: Visit) -> Response:
         address=wallet["address"],
         bars=limit_bars(limits),
         per_payment=next((one["most"] for one in _of_all(limits) if one["limit"] == Window.PAYMENT), None),
-        chart=await _chart(visit),
+        **await _spent(visit),
         prepaid=(await api.get("/v1/prepaid"))["prepaid"],
         latest=latest,
         steps=None if latest else _steps(wallet, merchants, apps),
@@ -118,13 +119,17 @@ def limit_bars(limits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [limit_bar(one) for one in _of_all(limits) if one["limit"] != Window.PAYMENT]
 
 
-async def _chart(visit: Visit) -> SpendChart:
-    units: dict[tuple[str, str | None], int] = {}
+async def _spent(visit: Visit) -> dict[str, Any]:
+    """The chart of 30 days in ADA, and what was spent today of each asset, ADA first."""
+    units: Counter[tuple[str, str | None]] = Counter()
+    today: Counter[str] = Counter({LOVELACE: 0})
+    dates = days()
     for on, one in (await spent(visit)).items():
         if on.asset == LOVELACE:
-            series = on.day, on.merchant
-            units[series] = units.get(series, 0) + one.total
-    return spend_chart(units, days())
+            units[on.day, on.merchant] += one.total
+        if on.day == dates[-1]:
+            today[on.asset] += one.total
+    return {"chart": spend_chart(units, dates), "today": today.items()}
 
 
 def _steps(

@@ -57,6 +57,15 @@ class SpendRow:
     def total(self) -> int:
         return self.paid + self.fees + self.sent
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.paid or self.fees or self.sent or self.payments)
+
+    def plus(self, other: "SpendRow") -> "SpendRow":
+        """The sum with another row of the same group and asset."""
+        names = ("paid", "fees", "sent", "payments")
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
+
 
 class EntryRow(NamedTuple):
     id: int
@@ -177,17 +186,20 @@ def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tup
     return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
 
 
-def own_changes(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, str, int]]:
-    """(kind of entry, asset, units): how the selected entries changed the wallet and what is held, together."""
-    where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
+def moved(
+    conn: sqlite3.Connection, since_ms: int, until_ms: int, after_id: int
+) -> list[tuple[str | None, str, str, int]]:
+    """(kind of entry, account, asset, units) of the wallet, of what is held, and of prepaid balances.
+
+    Of the entries after `after_id` and before `until_ms`. Kind None: all of them before `since_ms`.
+    """
     rows = conn.execute(
-        f"SELECT j.kind, q.asset, {_SUMS} FROM {_ENTRIES} "  # noqa: S608  our own names
-        f"CROSS JOIN postings q ON q.entry_id = j.id AND {IS_OURS}{where} "
-        "GROUP BY j.kind, q.asset ORDER BY j.kind, q.asset",
-        values,
+        f"SELECT CASE WHEN j.at_ms >= ? THEN j.kind END AS moved_by, q.account, q.asset, {_SUMS} "  # noqa: S608  our own names
+        f"FROM entries j CROSS JOIN postings q ON q.entry_id = j.id AND ({IS_OURS} OR q.account LIKE 'prepaid:%') "
+        "WHERE j.at_ms < ? AND j.id > ? GROUP BY moved_by, q.account, q.asset",
+        (since_ms, until_ms, after_id),
     )
-    changes = [(kind, asset, whole(high, low)) for kind, asset, high, low in rows]
-    return [change for change in changes if change[2]]
+    return [(kind, account, asset, whole(high, low)) for kind, account, asset, high, low in rows]
 
 
 def entries_page(
@@ -237,7 +249,7 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
         values,
     )
     spend_rows = (_spend_row(row[: len(keys)], *row[len(keys) :]) for row in rows)
-    return [row for row in spend_rows if row.paid or row.fees or row.sent or row.payments]
+    return [row for row in spend_rows if not row.is_empty]
 
 
 def last_id(conn: sqlite3.Connection) -> int:
