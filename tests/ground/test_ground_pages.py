@@ -1,4 +1,4 @@
-"""The generated pages match the code, and the plots are complete."""
+"""The generated pages match the code, the plots are complete, and templates are readable."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from kit.pages import docs_script
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+TEMPLATES = sorted((ROOT / "payagent/dashboard/templates").glob("*.html"))
 PLOTS = sorted((DOCS / "evidence").glob("*.svg"))
 PAGES = docs_script().PAGES
 
@@ -19,6 +21,12 @@ def test_each_generated_page_matches_the_code(name: str) -> None:
 def test_no_text_of_a_plot_is_cut_off() -> None:
     assert PLOTS
     assert {plot.name: words for plot in PLOTS if (words := cut_off(plot))} == {}
+
+
+def test_no_line_of_a_template_is_longer_than_120_characters() -> None:
+    assert TEMPLATES
+    lines = [(file.name, line) for file in TEMPLATES for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [(name, line) for name, line in lines if len(line) > 120] == []
 
 
 def cut_off(plot: Path) -> list[str]:
