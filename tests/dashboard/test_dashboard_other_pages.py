@@ -199,6 +199,19 @@ def test_a_page_whose_refresh_failed_once_is_live_again(shop: Shop, browser: Bro
         at.wrong.clear()  # the browser notes the failed request
 
 
+def test_a_page_without_a_stream_sends_its_forms_while_the_daemon_answers(shop: Shop, browser: Browser) -> None:
+    with tab(browser) as at:
+        origin = sign_in(at.page, shop)
+        at.page.route(f"{origin}/ui/events", lambda route: route.fulfill(status=429))
+        with at.page.expect_response(lambda got: got.request.headers.get("payagent-refresh") == "1"):
+            at.page.goto(f"{origin}/ui/")
+        expect(at.page.locator("#live")).to_contain_text("Not live since")
+        at.page.get_by_role("button", name="Pause signing").click()
+        expect(at.page.locator("#paused")).to_be_visible()
+        shop.payagent("resume")
+        at.wrong.clear()  # the browser notes the refused stream
+
+
 def test_a_form_is_held_while_the_daemon_is_away_and_what_was_typed_survives_a_new_link(
     shop: Shop, daemon: ExitStack, browser: Browser
 ) -> None:

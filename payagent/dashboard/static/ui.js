@@ -4,7 +4,7 @@
 
 const policy = window.trustedTypes?.createPolicy("payagent", { createHTML: (text) => text });
 const live = document.getElementById("live");
-let seconds = 1, timer, due = Infinity, stream, again, isLost = false, isLeaving = false, last = new Date();
+let seconds = 1, timer, due = Infinity, stream, again, isLost = false, isAway = false, isLeaving = false, last = new Date();
 const isAnswer = document.querySelector("#main > #refusal"); // to a form: it keeps what was typed
 
 function localTimes() {
@@ -37,6 +37,7 @@ async function refresh() {
     if (fresh && !isUsed(old) && plain(fresh) !== plain(old)) old.replaceWith(document.importNode(fresh, true));
   }
   last = new Date();
+  isAway = false; // it answers, though it may have no stream to spare
   if (isLost && stream?.readyState === EventSource.OPEN) found();
   localTimes();
   poll();
@@ -93,7 +94,7 @@ function poll() { // an order that waits for the terminal changes no payment
 
 function lost() {
   if (isLeaving) return;
-  isLost = true;
+  isLost = isAway = true;
   say();
   if (stream?.readyState !== EventSource.OPEN || isAnswer) return;
   changed(seconds * 1000); // it is there, and refused this once
@@ -101,7 +102,7 @@ function lost() {
 }
 
 function found() {
-  isLost = false;
+  isLost = isAway = false;
   seconds = 1;
   document.getElementById("held")?.remove();
   say();
@@ -165,7 +166,7 @@ document.addEventListener("click", async (event) => {
 
 document.addEventListener("submit", (event) => {
   if (event.target.method !== "post") return;
-  if (isLost) hold(event);
+  if (isAway && !event.target.action.endsWith("/ui/pause")) hold(event); // to stop payments is always tried
   else isLeaving = true; // the form's answer says where to go
 });
 
