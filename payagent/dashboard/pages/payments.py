@@ -141,8 +141,9 @@ async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | No
 
 
 async def _needs_you(visit: Visit, payment: Mapping[str, Any]) -> bool:
-    """Whether it was paid and not served, and nobody has dealt with that."""
-    if payment["delivery"] != Delivery.PAID_NOT_SERVED:
+    """Whether it was paid, not served, and nobody dealt with that. Without its block it can only be cancelled."""
+    is_over = payment["state"] in (State.CONFIRMED, State.SETTLED, State.VOID)
+    if payment["delivery"] != Delivery.PAID_NOT_SERVED or not is_over:
         return False
     subject = f"unserved:{payment['id']}"
     return any(one["subject"] == subject for one in (await visit.api.get("/v1/alerts"))["alerts"])
