@@ -206,7 +206,8 @@ def take_in(
             values.append({LOVELACE: row.lovelace, **row.assets})
     inputs = tuple(ref for ref, _ in rows)
     spent = ledger.add(values)
-    taken = ExternalSpendRow(seen.tx_id, True, inputs, spent, *seen[1:], account)
+    block = seen.block_hash, seen.block_height, seen.block_slot
+    taken = ExternalSpendRow(seen.tx_id, True, inputs, spent, *block, account)
     entry = ledger.external_spend(spent, account)
     changes += [AddExternalSpend(taken, spend.provider), Book(entry, ref=seen.tx_id)]
     event_detail = {
