@@ -25,7 +25,7 @@ from payagent.cli.options import (
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.table_fit import shorten
 from payagent.cli.terminal import Field, Terminal, Tone
-from payagent.core.history import decision_in_words, event_in_words
+from payagent.core.history import decision_in_words, event_in_words, is_unserved
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import DELIVERIES_IN_WORDS, STATES_IN_WORDS, State
@@ -112,7 +112,7 @@ def _request(row: dict[str, Any]) -> str:
 
 def _state(row: dict[str, Any]) -> str:
     """The state, and the code of the reason if there is one."""
-    state = "not served" if row["delivery"] == "paid_not_served" else in_words(row["state"])
+    state = "not served" if is_unserved(row) else in_words(row["state"])
     return f"{state}: {row['reason']['code']}" if row.get("reason") else state
 
 
@@ -150,14 +150,25 @@ def show(terminal: Terminal, connect: Connect, payment_id: str, receipt: bool) -
 @click.argument("payment_id", metavar="ID")
 @talks_to_daemon
 def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
-    """Cancel a payment, or close one that was not served.
+    """Cancel a payment.
 
     If nothing was signed, the payment is rejected. Otherwise payagent signs a transaction to the wallet itself
     that spends the same nonce UTxO. At most one of the two can ever be on the chain. The money stays held until
     the chain shows which. Refused if the payment is in a block or has ended, or if the deposit that it spends was
-    rolled back. A payment that was paid and not served stays so, and its alert ends: you have dealt with it.
+    rolled back.
     """
     _give_summary(terminal, connect().post(f"/v1/payments/{_in_path(payment_id)}/resolve", {}))
+
+
+@payments.command(epilog=example("payagent payments acknowledge pay_0123456789abcdef01234567"))
+@click.argument("payment_id", metavar="ID")
+@talks_to_daemon
+def acknowledge(terminal: Terminal, connect: Connect, payment_id: str) -> None:
+    """Close a payment that was not served.
+
+    Its alert ends, because you have dealt with it. It stays marked as paid and not served. No money moves.
+    """
+    _give_summary(terminal, connect().post(f"/v1/payments/{_in_path(payment_id)}/acknowledge", {}))
 
 
 @payments.command(epilog=example("payagent payments approve pay_0123456789abcdef01234567"))

@@ -15,7 +15,7 @@ from payagent.core.money import (
     show_amount,
     show_number,
 )
-from payagent.core.payment.machine import Event
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, Delivery, Event
 from payagent.core.policy import Window, limit_in_words
 from payagent.core.timestamps import iso_time
 
@@ -108,6 +108,7 @@ SENTENCES: Mapping[str, Callable[[Detail, Tokens], str]] = {
     "delivery_present": lambda *_: "The proof was presented, not accepted yet",
     "delivery_accept": lambda *_: "The request was served",
     "delivery_give_up": lambda *_: "Paid, but not served",
+    "unserved_acknowledged": lambda *_: "Closed as not served by an operator",
     "deposit_rolled_back": lambda *_: (
         "The deposit that it spends was rolled back: it can be neither completed nor cancelled"
     ),
@@ -115,6 +116,11 @@ SENTENCES: Mapping[str, Callable[[Detail, Tokens], str]] = {
     "time_over": lambda *_: "All its attempts expired: it is void once no rollback reaches that block",
 }
 """The sentence of each event, by what happened (`happened`), without its full stop."""
+
+
+def is_unserved(payment: Mapping[str, Any]) -> bool:
+    """Whether a payment of the API is paid and not served. A void one paid nothing."""
+    return payment["delivery"] == Delivery.PAID_NOT_SERVED and payment["state"] not in ENDED_WITHOUT_PAYING
 
 
 def happened(event: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ KINDS: Mapping[LogKind, tuple[str, ...]] = {
     "apps": ("app_added", "token_issued", "app_revoked"),
     "merchants": (
         "merchant_added", "merchant_removed", "merchant_stopped", "merchant_resumed", "address_pinned",
-        "address_unpinned",
+        "address_unpinned", "unserved_acknowledged",
     ),
     "signing": ("paused", "resumed", "unfrozen"),
     "config": ("config_read",),
@@ -96,6 +96,7 @@ _SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
         f"merchant {entry['merchant']} stopped: {counted(detail['unserved_streak'], 'payment')} in a row "
         "not served"
     ),
+    "unserved_acknowledged": lambda _, detail: f"payment {detail['payment']} closed as not served",
     "merchant_resumed": lambda entry, _: f"merchant {entry['merchant']} resumed",
     "address_pinned": lambda entry, detail: f"address of {entry['merchant']} pinned: {detail['address']}",
     "address_unpinned": lambda entry, detail: f"address of {entry['merchant']} unpinned: {detail['address']}",

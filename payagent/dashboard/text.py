@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from payagent.core.history import is_unserved
 from payagent.core.money import (
     LOVELACE,
     NO_TOKENS,
@@ -133,7 +134,7 @@ def clipped(text: str, most: int = 300, tokens: Tokens = NO_TOKENS) -> Markup:
 def chip(payment: Mapping[str, Any]) -> Markup:
     """A payment's state; of one that was paid and not served, that."""
     look, words = CHIPS.get(payment["state"], "off"), payment["state"].replace("_", " ")
-    if payment["delivery"] == "paid_not_served":
+    if is_unserved(payment):
         look, words = "bad", "paid, not served"
     return Markup('<span class="chip {}">{}</span>').format(look, words)
 

@@ -86,6 +86,7 @@ async def test_the_openapi_document_lists_every_operation_and_links_to_no_other_
         "post /v1/notifications/{name}/unpair",
         "post /v1/pause",
         "post /v1/payments",
+        "post /v1/payments/{payment_id}/acknowledge",
         "post /v1/payments/{payment_id}/approve",
         "post /v1/payments/{payment_id}/delivery",
         "post /v1/payments/{payment_id}/deny",

@@ -35,6 +35,7 @@ SENTENCES = [
     ("merchant_removed", {"name": "t"}, "merchant t removed"),
     ("merchant_stopped", {"unserved_streak": 3}, "merchant t stopped: 3 payments in a row not served"),
     ("merchant_resumed", {}, "merchant t resumed"),
+    ("unserved_acknowledged", {"payment": "pay_1"}, "payment pay_1 closed as not served"),
     ("address_pinned", {"address": "addr1"}, "address of t pinned: addr1"),
     ("address_unpinned", {"address": "addr1"}, "address of t unpinned: addr1"),
     ("paused", {"reason": "a drill"}, "signing paused: a drill"),

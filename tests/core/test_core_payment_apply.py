@@ -556,6 +556,8 @@ KINDS: dict[str, dict[Enum, set[str]]] = {
         AlertEffect.CLEAR_APPROVAL: {"Clear approval:pay"},
         AlertEffect.CLEAR_SIGNER: {"Clear signer"},
         AlertEffect.RAISE_REOPENED: {"Raise payment_reopened"},
+        AlertEffect.CLEAR_UNSERVED: {"Clear unserved:pay"},
+        AlertEffect.RAISE_UNSERVED: {"Raise paid_not_served"},
     },
 }
 """The kinds of changes that each cell of the table stands for. Cells that are not here do nothing."""
@@ -603,7 +605,7 @@ def with_everything(state: State, event: Event) -> LoadedPayment:
     other = OwnUtxo(utxo("t0#1", 5, "pending", source="change", reserved_for=None), None, None)
     row = of_pool(at(state)).row
     return LoadedPayment(
-        replace(row, block=BlockPart("b1", 7, 70)),
+        replace(row, block=BlockPart("b1", 7, 70), delivery=Delivery.PAID_NOT_SERVED),
         (replace(ATTEMPT, tx_id="t0"), ATTEMPT),
         (Hold(stage, "lovelace", HELD, HELD, None, False),),
         {"d0#0": own, "t1#1": change, "t0#1": other},

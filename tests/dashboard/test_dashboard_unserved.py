@@ -13,6 +13,7 @@ from playwright.async_api import Page, async_playwright, expect
 
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.core.merchant_rules import MerchantRules
+from payagent.dashboard.text import chip
 from payagent.devnet.server import DevnetThread
 
 pytestmark = needs_browser
@@ -68,7 +69,15 @@ async def test_a_lost_payment_is_red_and_needs_a_person_until_somebody_has_dealt
         await expect(page.locator("#notice")).to_contain_text("no longer needs you")
         await see_red(page, "#chip")
         await expect(page.get_by_role("button", name="I have dealt with it")).to_have_count(0)
+        await expect(page.locator("#happened")).to_contain_text("Closed as not served by an operator")
         await page.goto(f"{origin}/ui/")
         await expect(needs).to_have_count(0)
         await see_red(page, f"#row-{lost}")
+        await page.goto(f"{origin}/ui/activity?kind=merchants")
+        await expect(page.get_by_role("main")).to_contain_text(f"payment {lost} closed as not served")
         await browser.close()
+
+
+def test_a_void_payment_is_not_red() -> None:
+    chips = [str(chip({"state": state, "delivery": "paid_not_served"})) for state in ("settled", "void")]
+    assert ["not served" in one for one in chips] == [True, False]

@@ -15,6 +15,7 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "get /v1/payments/{payment_id}/receipt": (FORBIDDEN, None),
     "post /v1/payments/{payment_id}/delivery": (NOT_FOUND, {"status": 200}),
     "post /v1/payments/{payment_id}/resolve": (FORBIDDEN, None),
+    "post /v1/payments/{payment_id}/acknowledge": (FORBIDDEN, None),
     "post /v1/payments/{payment_id}/approve": (FORBIDDEN, None),
     "post /v1/payments/{payment_id}/deny": (FORBIDDEN, None),
     "get /v1/pause": (BLIND, None),

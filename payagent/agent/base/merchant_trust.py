@@ -21,7 +21,8 @@ from payagent.core.merchant_rules import (
     first_pins,
     must_stop,
 )
-from payagent.core.money import counted, format_amount
+from payagent.core.money import counted
+from payagent.core.payment.apply import raise_unserved, unserved_subject
 from payagent.core.payment.machine import Delivery
 from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
@@ -154,22 +155,12 @@ def streak_changes(
 
 
 def unserved_alert(row: PaymentRow, now: Delivery) -> Iterator[Change]:
-    """A payment that is not served needs a person, until it is served after all or an operator resolves it."""
-    subject, facts = unserved_subject(row.id), {"payment": row.id, "merchant": row.invoice.origin or ""}
+    """A payment that is not served needs a person, until it is served after all or an operator acknowledges it."""
     if now is Delivery.PAID_NOT_SERVED and row.delivery is not now:
-        claim = claim_of_payment(row)
-        paid = format_amount(claim.asset, claim.units)
-        yield Raise(
-            "paid_not_served",
-            subject,
-            {"detail": f"{row.invoice.origin} was paid {paid} and did not serve", **facts},
-        )
+        yield raise_unserved(row)
     elif row.delivery is Delivery.PAID_NOT_SERVED and now is Delivery.ACCEPTED:
-        yield Clear(subject, {"detail": f"{row.invoice.origin} served {row.id} late", **facts})
-
-
-def unserved_subject(payment_id: str) -> str:
-    return f"unserved:{payment_id}"
+        detail = f"{row.invoice.origin} served {row.id} late"
+        yield Clear(unserved_subject(row.id), {"detail": detail, "payment": row.id})
 
 
 def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None:

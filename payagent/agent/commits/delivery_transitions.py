@@ -12,6 +12,7 @@ from payagent.agent.base.merchant_trust import RulesOf
 from payagent.agent.commits.payment_transitions import row_of
 from payagent.core.aggregate import PaymentRow
 from payagent.core.changes import EndIntent, Note, SetColumn
+from payagent.core.payment.apply import unserved_subject
 from payagent.core.payment.machine import (
     WITHOUT_PROOF,
     Delivery,
@@ -21,11 +22,12 @@ from payagent.core.payment.machine import (
     delivery_event,
     is_served,
 )
+from payagent.core.problems import Refused
 from payagent.core.retry_schedule import again_after_s
 from payagent.dialects import RetryAnswer, RetryVerdict, is_refusal
 from payagent.store.db.unit import Unit
-from payagent.store.executor import write
-from payagent.store.rows import events, payments
+from payagent.store.executor import clear_alert, write
+from payagent.store.rows import events, payments, writes
 
 SERVING_PATIENCE_MS = 3_600_000
 """How long a merchant has to serve a confirmed payment, and how long an invoice without an end stays open."""
@@ -150,6 +152,21 @@ def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf,
     if payments.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
         detail = {"unserved_ms": SERVING_PATIENCE_MS}
         _deliver(unit, row_of(unit, payment_id), DeliveryEvent.GIVE_UP, detail, rules, now_ms)
+
+
+def acknowledge_unserved(unit: Unit, payment_id: str, by_app: str, now_ms: int) -> None:
+    """End the alert of a payment that was not served: an operator has dealt with it. The delivery stays.
+
+    Refused: `wrong_state` if the payment is not marked as paid and not served.
+    """
+    row = row_of(unit, payment_id)
+    if row.delivery is not Delivery.PAID_NOT_SERVED:
+        raise Refused("wrong_state", f"{row.id} is not marked as paid and not served")
+    facts = {"payment": row.id, "merchant": row.invoice.origin or "", "by": by_app}
+    ended = {"detail": f"an operator dealt with {row.id}", **facts}
+    if clear_alert(unit, unserved_subject(row.id), ended, now_ms):
+        writes.note(unit, row.id, "unserved_acknowledged", row.state, now_ms, {"by": by_app})
+        writes.note(unit, None, "unserved_acknowledged", None, now_ms, facts)  # for the log of changes
 
 
 def _deliver(

@@ -166,6 +166,15 @@ class Deliveries:
             )
             await context.write("delivery", job, payment_id)
 
+    async def acknowledge_unserved(self, payment_id: str, by_app: str) -> PaymentRow:
+        """Record that an operator has dealt with a payment that was not served. Refused: `wrong_state`."""
+        await self._context.write_at(
+            "delivery",
+            lambda unit, now_ms: delivery_transitions.acknowledge_unserved(unit, payment_id, by_app, now_ms),
+            payment_id,
+        )
+        return self._context.payment(payment_id)
+
     def _times_ms(self) -> tuple[int, int]:
         """Our clock's time, which is recorded, and the limits' clock's time, which decides what is late.
 

@@ -6,7 +6,6 @@ Never: takes another nonce UTxO; ends a payment for which something was signed.
 """
 
 from payagent.agent.base.free_utxos import utxo_of
-from payagent.agent.base.merchant_trust import unserved_subject
 from payagent.agent.base.requests import AdmittedPayment
 from payagent.agent.commits import payment_transitions
 from payagent.agent.commits.replacement import (
@@ -26,8 +25,7 @@ from payagent.core.payment.machine import AWAITING_SIGNATURE, EFFECTS, NEVER_SIG
 from payagent.core.problems import Refused
 from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store.db.unit import Unit
-from payagent.store.executor import clear_alert
-from payagent.store.rows import alerts, attempts_and_utxos, pauses
+from payagent.store.rows import attempts_and_utxos, pauses
 from payagent.wallet.transaction import TxPlan
 
 SIGNING_PATIENCE_S = 10.0
@@ -210,8 +208,7 @@ class PaymentLifecycle:
         """Release a payment's UTxOs now, on request of the operator's app.
 
         A payment with nothing signed is rejected. Otherwise a cancel competes for the nonce UTxO with the signed
-        attempt. A cancel that needs a UTxO which is not on the chain is signed again without it. Of a payment that
-        was paid and not served, the alert ends: the operator has dealt with it.
+        attempt. A cancel that needs a UTxO which is not on the chain is signed again without it.
         Refused: `wrong_state` if the payment is in a block or has ended; `not_signed_yet` while it is being
         signed; `deposit_rolled_back` if no cancel could land.
         """
@@ -222,13 +219,6 @@ class PaymentLifecycle:
         if row.state is State.CANCELLING and self._are_inputs_available(row):
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in EFFECTS:
-            subject = unserved_subject(row.id)
-            if alerts.is_raised(self._context.conn, subject):
-                facts = {"detail": f"an operator dealt with {row.id}", "payment": row.id, "by": app_id}
-                await self._context.write(
-                    "resolve", lambda unit: clear_alert(unit, subject, facts, now_ms), row.id
-                )
-                return row
             ends = f"; payagent payments deny {row.id} ends it" if row.state is State.AWAITING_APPROVAL else ""
             raise Refused("wrong_state", f"a payment that is {row.state} cannot be cancelled{ends}")
         if row.id in self._signing.claimed:

@@ -273,9 +273,21 @@ async def delivery(
 async def resolve(caller: Operator, payment_id: PaymentId) -> JsonResponse:
     """If nothing was signed, the payment is rejected and its hold released. Otherwise another transaction sends
     its UTxOs back to the wallet, and the chain accepts at most one of the two. Refused with 409 if the payment is
-    in a block or has ended, or if a rollback took its deposit (`deposit_rolled_back`). A payment that was paid and
-    not served stays as it is, and its alert ends."""
+    in a block or has ended, or if a rollback took its deposit (`deposit_rolled_back`)."""
     row = await caller.fleet.resolve(caller.payment(payment_id).id, caller.app.id)
+    return JsonResponse(Payment.of(caller.context, row))
+
+
+@router.post(
+    "/v1/payments/{payment_id}/acknowledge",
+    summary="Close a payment that was not served",
+    responses=gives(Payment, 200),
+)
+async def acknowledge(caller: Operator, payment_id: PaymentId) -> JsonResponse:
+    """Its alert `paid_not_served` ends, because somebody has dealt with it. Nothing else changes: no money moves,
+    and the payment stays marked as paid and not served. Refused with 409 if it is not marked so."""
+    deliveries = caller.fleet.deliveries(caller.payment(payment_id).id)
+    row = await deliveries.acknowledge_unserved(payment_id, caller.app.id)
     return JsonResponse(Payment.of(caller.context, row))
 
 

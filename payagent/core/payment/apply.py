@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from payagent.core import ledger
-from payagent.core.aggregate import AttemptRow, LoadedPayment, OwnUtxo, Stage, UtxoRow
+from payagent.core.aggregate import AttemptRow, LoadedPayment, OwnUtxo, PaymentRow, Stage, UtxoRow
 from payagent.core.changes import (
     AddAttempt,
     AddExternalSpend,
@@ -39,10 +39,11 @@ from payagent.core.changes import (
 )
 from payagent.core.invoice import is_batch
 from payagent.core.ledger import Entry, Posting
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment.events import MoneyEvent
 from payagent.core.payment.machine import (
     AlertEffect,
+    Delivery,
     Event,
     HoldMove,
     Inputs,
@@ -342,6 +343,24 @@ def _clear_approval(payment: LoadedPayment, event: Any) -> Iterator[Change]:
     yield Clear(approval_subject(payment.row.id), {"detail": event.decision, "payment": payment.row.id})
 
 
+def unserved_subject(payment_id: str) -> str:
+    """The alert subject of a payment that its merchant did not serve."""
+    return f"unserved:{payment_id}"
+
+
+def raise_unserved(row: PaymentRow) -> Raise:
+    """The alert of a payment that was not served: it needs a person."""
+    paid = format_amount(row.outputs[0].asset, sum(output.units for output in row.outputs))
+    detail = f"{row.invoice.origin} was paid {paid} and did not serve"
+    facts = {"detail": detail, "payment": row.id, "merchant": row.invoice.origin or ""}
+    return Raise("paid_not_served", unserved_subject(row.id), facts)
+
+
+def _clear_unserved(payment: LoadedPayment, _event: Any) -> Iterator[Change]:
+    detail = f"{payment.row.id} is void: nothing was paid"
+    yield Clear(unserved_subject(payment.row.id), {"detail": detail, "payment": payment.row.id})
+
+
 def _raise_reopened(payment: LoadedPayment, event: Any) -> Iterator[Change]:
     row, denied_by = payment.row, event.denied_by
     if denied_by is not None:
@@ -393,5 +412,9 @@ _CELLS: dict[Enum, Cell] = {
     AlertEffect.RAISE_APPROVAL: _raise_approval,
     AlertEffect.CLEAR_APPROVAL: _clear_approval,
     AlertEffect.CLEAR_SIGNER: lambda *_: (Clear(SIGNER_SUBJECT, {"detail": "the signer signs payments"}),),
+    AlertEffect.CLEAR_UNSERVED: _clear_unserved,
+    AlertEffect.RAISE_UNSERVED: lambda of, _: (
+        (raise_unserved(of.row),) if of.row.delivery is Delivery.PAID_NOT_SERVED else ()
+    ),
     AlertEffect.RAISE_REOPENED: _raise_reopened,
 }

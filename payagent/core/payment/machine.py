@@ -182,6 +182,8 @@ class AlertEffect(Enum):
     # only if the block is still on the chain, and the providers deny at three tips, a minute apart, that it holds
     # the transaction: the provider that showed it there lied. A rollback, or another block, raises nothing
     RAISE_REOPENED = "may raise payment_reopened"
+    CLEAR_UNSERVED = "clear paid_not_served"  # nothing was paid, so nothing is owed, if it had been raised
+    RAISE_UNSERVED = "may raise paid_not_served"  # only if the merchant was recorded as not serving it already
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +249,13 @@ _REOPEN = Effect(State.CANCELLING, journal=Journal.REVERSE, hold=HoldMove.RENEW,
 _SETTLE = Effect(State.SETTLED, inputs=Inputs.RELEASE, outputs=Outputs.FORGET_OTHERS)
 _REPLACE = Effect(State.REPLACING, inputs=Inputs.RESERVE)
 _CANCEL = Effect(State.CANCELLING, record=RecordEffect.ATTEMPT, inputs=Inputs.RESERVE, outputs=Outputs.MAKE)
-_VOID = Effect(State.VOID, journal=Journal.RELEASE, hold=HoldMove.RELEASE, prepaid=PrepaidEffect.NOT_BOUGHT)
+_VOID = Effect(
+    State.VOID,
+    journal=Journal.RELEASE,
+    hold=HoldMove.RELEASE,
+    prepaid=PrepaidEffect.NOT_BOUGHT,
+    alert=AlertEffect.CLEAR_UNSERVED,
+)
 _VOID_BY_CANCEL = replace(
     _VOID,
     record=RecordEffect.BLOCK,
@@ -292,6 +300,7 @@ EFFECTS: dict[tuple[State, Event], Effect] = {
         hold=HoldMove.COUNT_FROM_BLOCK,
         prepaid=PrepaidEffect.BUY,
         merchant=MerchantEffect.AGREE,
+        alert=AlertEffect.RAISE_UNSERVED,
     ),
     (State.CONFIRMED, Event.SETTLE): _SETTLE,
     (State.VOID, Event.SETTLE): replace(_SETTLE, next=None),

@@ -1,6 +1,6 @@
 """Lists payments, and shows one with its timeline.
 
-Never: SQL; changes a payment, except that `resolve` is asked for.
+Never: SQL; changes a payment, except that `resolve` and `acknowledge` are asked for.
 """
 
 import json
@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from payagent.core.history import details_in_words, event_in_words
+from payagent.core.history import details_in_words, event_in_words, is_unserved
 from payagent.core.money import LOVELACE, Tokens, for_people
 from payagent.core.payment.machine import (
     CANCELLABLE,
@@ -126,7 +126,8 @@ async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | No
         meaning=STATES_IN_WORDS[state],
         why=_why(payment),
         delivery=DELIVERIES_IN_WORDS[Delivery(payment["delivery"])],
-        has_delivery=payment["kind"] == "invoice" and state not in (State.REJECTED, State.DENIED),
+        is_unserved=is_unserved(payment),
+        has_delivery=payment["kind"] == "invoice" and state not in ENDED_WITHOUT_PAYING,
         timeline=[
             _step(event, visit.renderer.facts["tokens"])
             for event in payment["history"]
@@ -141,9 +142,8 @@ async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | No
 
 
 async def _needs_you(visit: Visit, payment: Mapping[str, Any]) -> bool:
-    """Whether it was paid, not served, and nobody dealt with that. Without its block it can only be cancelled."""
-    is_over = payment["state"] in (State.CONFIRMED, State.SETTLED, State.VOID)
-    if payment["delivery"] != Delivery.PAID_NOT_SERVED or not is_over:
+    """Whether it was paid, not served, and nobody dealt with that."""
+    if not is_unserved(payment):
         return False
     subject = f"unserved:{payment['id']}"
     return any(one["subject"] == subject for one in (await visit.api.get("/v1/alerts"))["alerts"])
@@ -190,9 +190,15 @@ async def resolve(visit: Visit) -> Response:
         payment = await visit.api.post(f"{_path(visit)}/resolve", {})
     except ApiRefusedError as refused:
         return await _show(visit, refused.status, refused.problem)
-    words = f"Now it is {STATES_IN_WORDS[State(payment['state'])]}."
-    if payment["delivery"] == Delivery.PAID_NOT_SERVED:
-        words = "It no longer needs you. It stays marked as paid and not served."
+    return visit.done(f"/ui/payments/{payment['id']}", f"Now it is {STATES_IN_WORDS[State(payment['state'])]}.")
+
+
+async def acknowledge(visit: Visit) -> Response:
+    try:
+        payment = await visit.api.post(f"{_path(visit)}/acknowledge", {})
+    except ApiRefusedError as refused:
+        return await _show(visit, refused.status, refused.problem)
+    words = "It no longer needs you. It stays marked as paid and not served."
     return visit.done(f"/ui/payments/{payment['id']}", words)
 
 
@@ -209,4 +215,5 @@ PAGES = [
     page("/ui/payments/{payment_id}", show),
     page("/ui/payments/{payment_id}/receipt", receipt),
     form("/ui/payments/{payment_id}/resolve", resolve),
+    form("/ui/payments/{payment_id}/acknowledge", acknowledge),
 ]
