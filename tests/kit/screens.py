@@ -29,7 +29,7 @@ from payagent.dashboard.app import COOKIE, HOST
 from payagent.devnet.server import DevnetThread
 
 DAYS, DAY_MS = 30, 24 * 3600 * 1000
-LOOKS = ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark"))
+LOOKS = tuple((width, scheme) for width in (390, 1024, 1280, 1600) for scheme in ("light", "dark"))
 SHOPS = {
     "llm": ("/v1/chat/completions", 2_400_000, 6),
     "search": ("/v1/search", 1_300_000, 4),
@@ -37,6 +37,9 @@ SHOPS = {
     "weather": ("/forecast", 1_100_000, 2),
 }
 """Each merchant's path, price in lovelace, and how often it is bought from compared with the others."""
+TOKEN = "ab" * 28 + "5553444d"
+LONG_APP = "quarterly-report-writer-of-north"
+LONG_SHOP = "machine-translation-of-long-documents"
 APPS = ("research-agent", "support-bot", "newsletter")
 PURPOSES = ("Answer ticket 4182", "Plan the tour of 3 December", "Summary of the week", "Compare two suppliers")
 SHOWN = {
@@ -57,11 +60,12 @@ def screens(images: Path, folder: Path) -> None:
 
 async def _screens(images: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    async with _wallet() as (origin, cookie, addresses), _browser() as browser:
+    async with _wallet() as (api, tokens, origin, cookie, addresses), _browser() as browser:
         for name, (address, width, height, scheme) in SHOWN.items():
             async with _page(browser, origin, cookie, width, height, scheme, SCALE) as page:
                 await _open(page, origin + address)
                 await page.screenshot(path=images / name)
+        await _add_what_is_rare(api, tokens)
         for width, scheme in LOOKS:
             async with _page(browser, origin, cookie, width, 900, scheme) as page:
                 for address in addresses:
@@ -98,8 +102,8 @@ async def _browser() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def _wallet() -> AsyncIterator[tuple[str, str, list[str]]]:
-    """The dashboard of a wallet after 30 days: its origin, an operator's cookie, and the address of each page."""
+async def _wallet() -> AsyncIterator[tuple[Api, dict[str, str], str, str, list[str]]]:
+    """A wallet after 30 days, its apps' tokens, the dashboard's origin, an operator's cookie, all addresses."""
     links = ApprovalLinks(f"http://{HOST}", bytes(KEY_BYTES))
     clock = Clock(ahead_ms=-DAYS * DAY_MS)
     with (
@@ -124,7 +128,7 @@ async def _wallet() -> AsyncIterator[tuple[str, str, list[str]]]:
             addresses = [_address(one.path, named) for one in PAGES if not one.is_form and _is_page(one.path)]
             cookie = opened.headers["set-cookie"].partition(";")[0]
             assert cookie.startswith(COOKIE)
-            yield f"http://{host}", cookie, addresses
+            yield api, tokens, f"http://{host}", cookie, addresses
 
 
 def _is_page(path: str) -> bool:
@@ -146,13 +150,17 @@ def _configure(world: World) -> None:
         f"https://{name}.example": MerchantConfig(
             name, f"https://{name}.example", None, None, "auto", 1, rules=rules
         )
-        for name in SHOPS
+        for name in (*SHOPS, LONG_SHOP)
     }
     most = {"per_payment": 15, "per_hour": 40, "per_day": 60, "per_week": 120, "per_month": 300}
     world.terms = replace(
         world.terms,
         merchants=shops,
-        limits=limits_of("lovelace", {name: ada * ADA for name, ada in most.items()}),
+        limits=(
+            *limits_of("lovelace", {name: ada * ADA for name, ada in most.items()}),
+            *limits_of(TOKEN, {"per_day": 5_000_000}),
+        ),
+        tokens={"USDM": (TOKEN, 6)},
         approval_required_above={"lovelace": 8 * ADA},
     )
     world.settings(splits=[], confirmations=0, timeout=3000)
@@ -189,7 +197,7 @@ async def _move(run: Run, ms: int) -> None:
 async def _buy(
     api: Api, token: str, shop: str, chance: random.Random, times: float = 1, *, is_served: bool = True
 ) -> None:
-    path, price, _ = SHOPS[shop]
+    path, price, _ = SHOPS.get(shop, ("/documents", 1_234_567, 0))
     api.world.settings(price=str(int(price * times * chance.choice((1, 1, 1, 1.25)))))
     body = api.body(f"{shop} {chance.random()}") | {
         "origin": f"https://{shop}.example",
@@ -214,3 +222,29 @@ async def _leave_something_to_do(api: Api, tokens: dict[str, str]) -> None:
     for shop in ("search", "weather"):
         await _buy(api, tokens[APPS[2]], shop, chance, is_served=False)
     await api.run.agent.submitter.drain(10)
+
+
+async def _add_what_is_rare(api: Api, tokens: dict[str, str]) -> None:
+    """A token with decimals, long names, a payment that was not served, a refused top-up, and an idle app."""
+    chance, world = random.Random(404), api.world
+    made = await api.http.post("/v1/apps", json={"name": LONG_APP, "limits": {"per_day": str(5 * ADA)}})
+    assert made.status_code == 201, made.text
+    token = made.json()["token"]
+    world.fund(20 * ADA, assets={TOKEN: 50_000_000})
+    await api.run.settle_down()
+    world.settings(asset=TOKEN)
+    await _buy(api, token, LONG_SHOP, chance)
+    await _buy(api, token, LONG_SHOP, chance, is_served=False)
+    await api.run.agent.submitter.drain(10)
+    await api.run.settle_down(2)
+    request = {"method": "POST", "path": "/topup", "body": "{}"}
+    goal = {"merchant": "search", "units": str(500 * ADA), "request": request}
+    ordered = await api.http.post("/v1/prepaid/topups", json=goal)
+    assert ordered.status_code in (200, 201, 202), ordered.text
+    await api.run.topups.run_once()
+    world.clock.ahead_ms += 3_100_000
+    await api.run.settle_down(2)
+    lost = (await api.http.get("/v1/payments", params={"app": LONG_APP})).json()["payments"][0]
+    await api.http.post(f"/v1/payments/{lost['id']}/delivery", json={"status": 500})
+    idle = await api.http.post("/v1/apps", json={"name": "idle", "limits": {"per_day": str(5 * ADA)}})
+    assert idle.status_code == 201, idle.text
