@@ -29,7 +29,7 @@ find_python() {
       return
     fi
   done
-  die "Python 3.11 or newer is needed; python3, python3.13, python3.12 and python3.11 are missing or older"
+  return 1
 }
 
 ETC=/etc
@@ -76,7 +76,9 @@ venv_is_usable() {
 
 make_venv() {
   local python package
-  python=$(find_python) || exit 1
+  python=$(find_python) ||
+    { install_system "Python 3.11 or newer is missing" python3 python3-venv && python=$(find_python); } ||
+    die "Python 3.11 or newer is needed; install the packages python3 and python3-venv, then run this again"
   if ! "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then
     package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
     install_system "$python cannot make a virtual environment" "$package" ||
