@@ -55,18 +55,17 @@ CLAIMS = {
     "payagent wallet utxos": "available",
     'payagent wallet split --count 3 --each "20 ADA"': "tx_hash",
 }
-"""What each command of the README's claims shows."""
+"""What each command of the page's claims shows."""
 
 
-def test_the_commands_beside_the_readmes_claims_show_them(
+def test_the_commands_beside_the_claims_show_them(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     resource = {"url": f"{shop.devnet.merchant_url}/x402/premium"}
     channel = required(entry(scheme="batch-settlement", network="cardano:devnet"), resource=resource)
     Path("402.json").write_text(json.dumps(channel))
-    text = (ROOT / "README.md").read_text()
-    claims = text[text.index("## What payagent does not do") : text.index("## Quickstart")]
+    claims = (ROOT / "docs/explanation/what-to-expect.md").read_text()
     assert set(re.findall(r"`(payagent [^`]*)`", claims)) == set(CLAIMS)
     assert shop.payagent("pay", shop.saved("one to look at"), "--merchant", "t").code == 0
     for command, shows in CLAIMS.items():
