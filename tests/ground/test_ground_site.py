@@ -49,6 +49,18 @@ def test_a_page_loads_nothing_from_another_host(site: Path) -> None:
 
 
 @long_only
+def test_every_image_of_every_page_is_there(site: Path) -> None:
+    shown = {
+        (page, source)
+        for page in site.rglob("*.html")
+        for source in re.findall(r'\b(?:src|srcset)="([^"#?]+)', page.read_text())
+        if not source.startswith("data:")
+    }
+    assert len(shown) > len(PAGES)
+    assert [(str(page), source) for page, source in shown if not (page.parent / source).is_file()] == []
+
+
+@long_only
 def test_the_diagrams_are_drawn(site: Path) -> None:
     for name in ("ARCHITECTURE", "docs/reference/payment-machine"):
         page = (site / f"{name}.html").read_text()
