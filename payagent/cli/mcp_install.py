@@ -73,7 +73,7 @@ class ServerList:
             config = None
         if not isinstance(config, dict) or not isinstance(config.get(self.key, {}), dict):
             form = "TOML" if self.is_toml else "JSON without comments"
-            fix = "change it yourself, as docs/how-to/set-up-an-mcp-client.md says"
+            fix = "change it yourself, as docs/how-to/connect-an-agent.md says"
             raise _left(file, f"it is not {form} with servers under {self.key}; {fix}")
         return text, config.get(self.key, {})
 

@@ -390,7 +390,7 @@ PROBLEMS: dict[str, Problem] = {
         4,
         "The wallet's UTxOs were spent outside payagent",
         "Look the transaction up in an explorer. Stop whatever else uses the wallet's recovery words. If the data "
-        "folder was rolled back, see docs/how-to/recover-an-older-ledger.md. Then run `payagent wallet unfreeze`. "
+        "folder was rolled back, see docs/how-to/restore-and-recover.md. Then run `payagent wallet unfreeze`. "
         "If the words are stolen, send everything to a new wallet at once.",
         agent="Only a person can look into this. Tell them at once, and buy nothing until they have.",
     ),
@@ -609,7 +609,7 @@ PROBLEMS: dict[str, Problem] = {
         2,
         "The ledger was changed from outside",
         "Keep the file unchanged. `payagent doctor` names what is wrong. Find out who changed it. Then restore a "
-        "backup into another folder with `payagent restore FILE`. docs/how-to/restore-a-backup.md says what is "
+        "backup into another folder with `payagent restore FILE`. docs/how-to/restore-and-recover.md says what is "
         "lost.",
         money="What it says of payments may be false. Transactions sent before may still land.",
     ),

@@ -50,7 +50,7 @@ def test_verify_finds_nothing_in_an_intact_ledger(lived: Past) -> None:
 
 
 def test_the_documented_program_computes_the_head_and_detects_a_deleted_row(lived: Past, tmp_path: Path) -> None:
-    (program,) = blocks("Compute the head without payagent", "docs/how-to/compute-the-head.md", "python")
+    (program,) = blocks("Compute the head without payagent", "docs/how-to/verify-the-ledger.md", "python")
 
     def run(path: Path) -> tuple[int, str]:
         command = [sys.executable, "-I", "-c", program, str(path)]

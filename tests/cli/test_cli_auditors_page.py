@@ -30,15 +30,13 @@ def paid(shop: Shop) -> Shop:
 
 
 def test_every_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -> None:
-    pages = {
-        "verify-the-ledger": "Verify the ledger",
-        "reconcile-with-the-chain": "Compare the ledger with the chain",
-        "check-a-receipt": "Check one payment's receipt",
-        "report-spending": "Report what was spent",
-        "export-to-accounting": "Export to an accounting program",
-    }
-    parts = [blocks(title, f"docs/how-to/{name}.md") for name, title in pages.items()]
-    assert [len(part) for part in parts] == [3, 1, 1, 4, 1]
+    verifying, reporting = "docs/how-to/verify-the-ledger.md", "docs/how-to/report-spending.md"
+    parts = [
+        blocks("Verify the ledger and receipts", verifying),
+        blocks("Report what was spent", reporting)[:4],
+        blocks("Export to an accounting program", reporting),
+    ]
+    assert [len(part) for part in parts] == [5, 4, 1]
     script = "set -e\n" + "".join(block for part in parts for block in part)
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(

@@ -151,7 +151,7 @@ def test_the_nightly_unit_makes_a_backup_and_removes_one_older_than_30_days(shop
 
 def test_the_commands_of_the_backup_pages_work(shop: Shop, tmp_path: Path) -> None:
     take, _units = blocks("Back up the wallet", "docs/how-to/back-up.md")
-    (put_back,) = blocks("Restore a backup", "docs/how-to/restore-a-backup.md")
+    (put_back,) = blocks("Restore a backup", "docs/how-to/restore-and-recover.md")
     script = "set -e\n" + take + put_back.replace("~/payagent/config.toml", str(shop.config_of(tmp_path / "data")))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(shop.config)}
     run = subprocess.run(

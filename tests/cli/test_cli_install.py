@@ -120,7 +120,7 @@ def test_the_client_pays_in_an_environment_with_httpx_alone(built: Path, shop: S
     assert "No module named 'pydantic'" in run(environment.python, "-c", "import pydantic", cwd=tmp_path, code=1)
     log = (shop.folder / "daemon.log").read_text()
     (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)
-    (program,) = blocks("Pay from Python", "docs/how-to/pay-from-python.md", "python")
+    (program,) = blocks("With httpx", "docs/how-to/pay-from-python.md", "python")
     told = run(
         environment.python,
         "-c",

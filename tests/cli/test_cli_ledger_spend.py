@@ -115,7 +115,7 @@ def test_a_months_report_is_one_private_file_that_a_read_token_may_make(paid: Sh
 def test_the_page_about_a_months_report_works(paid: Shop, tmp_path: Path) -> None:
     days = "".join(f"2026-11-{day:02d},0.45,EUR\n" for day in range(1, 31))
     (tmp_path / "prices.csv").write_text(f"date,price,currency\n{days}")
-    script = "set -e\n" + "".join(blocks("Report a month", "docs/how-to/report-a-month.md"))
+    script = "set -e\n" + "".join(blocks("Report a month", "docs/how-to/report-spending.md"))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
@@ -177,7 +177,7 @@ def test_an_incomplete_snapshot_is_not_kept(paid: Shop, tmp_path: Path) -> None:
 
 
 def test_the_sql_page_for_auditors_works_on_a_snapshot(paid: Shop, tmp_path: Path) -> None:
-    script = "set -e\n" + "".join(blocks("Query the ledger with SQL", "docs/how-to/query-with-sql.md"))
+    script = "set -e\n" + "".join(blocks("Query the ledger with SQL", "docs/how-to/report-spending.md"))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path

@@ -17,7 +17,7 @@ PAGES = (
     ("change-settings", "Change settings while the daemon runs", 1),
     ("let-a-program-pay", "Let a program pay", 2),
     ("rotate-tokens", "Rotate tokens", 2),
-    ("set-up-an-mcp-client", "Set up an MCP client", 3),
+    ("connect-an-agent", "Set up a known client", 3),
     ("scrape-metrics", "Scrape metrics", 1),
     ("stop-signing", "Stop all signing", 1),
     ("see-what-happens", "See what payagent does", 2),

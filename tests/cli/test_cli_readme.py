@@ -91,21 +91,20 @@ def walked_in(tmp_path: Path, walk: list[str], *ports: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("title", "language", "said"),
+    ("name", "section", "language", "said"),
     [
-        pytest.param("Pay through the proxy", "sh", "data: [DONE]", marks=needs_curl),
-        ("Pay through the proxy", "python", "and this answer was paid for."),
-        ("Pay from Python", "python", " lovelace\n"),
-        ("Pay with the official x402 SDK", "python", "This answer was paid for."),
-        ("Pay from the shell", "sh", '"within_limits": true'),
-        ("Pay through the API", "python", "200 served accepted\n"),
+        pytest.param("pay-through-the-proxy", "Pay through the proxy", "sh", "data: [DONE]", marks=needs_curl),
+        ("pay-through-the-proxy", "Pay through the proxy", "python", "and this answer was paid for."),
+        ("pay-from-python", "With httpx", "python", " lovelace\n"),
+        ("pay-from-python", "With the official x402 SDK", "python", "This answer was paid for."),
+        ("pay-from-python", "From the shell", "sh", '"within_limits": true'),
+        ("pay-through-the-api", "Pay through the API", "python", "200 served accepted\n"),
     ],
 )
 def test_every_documented_way_to_pay_from_a_program_is_served(
-    shop: Shop, tmp_path: Path, title: str, language: str, said: str
+    shop: Shop, tmp_path: Path, name: str, section: str, language: str, said: str
 ) -> None:
-    name = title.lower().replace("official ", "").replace(" ", "-")
-    (block,) = blocks(title, f"docs/how-to/{name}.md", language)
+    (block,) = blocks(section, f"docs/how-to/{name}.md", language)
     assert block.count("\n") <= 22
     before = len(shop.payments())
     out = run_in(shop, tmp_path, sys.executable if language == "python" else "bash", block)

@@ -21,6 +21,7 @@ from payagent.wallet.keystore import open_keystore
 
 FUNDS_LOVELACE = 100_000_000
 NEW_PASSPHRASE = plant("the passphrase after a loss", "canary-that-replaces-a-lost-one")
+PAGE = "docs/how-to/restore-and-recover.md"
 SERVICE, AGAIN = "/var/lib/payagent", "~/payagent-again"
 
 
@@ -107,7 +108,7 @@ def test_the_words_make_the_same_keystore_under_a_new_passphrase(closed_shop: Sh
     shop = on(closed_shop, tmp_path / "data")
     shutil.copytree(closed_shop.data_dir, shop.data_dir)
     before = files(shop.data_dir)
-    make, put = blocks("You have the 24 recovery words", "docs/how-to/recover-from-a-lost-passphrase.md")
+    _read, make, put, _send = blocks("Recover from a lost passphrase", PAGE)
     write_private(tmp_path / "new-passphrase", NEW_PASSPHRASE)
     make_of_words(make, shop, tmp_path)
     run(put, shop, tmp_path, {"~/payagent/": f"{tmp_path}/", AGAIN: str(tmp_path / "again")})
@@ -118,7 +119,7 @@ def test_the_words_make_the_same_keystore_under_a_new_passphrase(closed_shop: Sh
 
 def test_the_words_make_a_new_ledger_for_the_same_address(closed_shop: Shop, tmp_path: Path) -> None:
     shutil.copy(closed_shop.folder / "passphrase", tmp_path / "passphrase")
-    (make,) = blocks("Begin a new ledger", "docs/how-to/recover-a-lost-ledger.md")
+    (make,) = blocks("Recover from a lost ledger", PAGE)
     make_of_words(make, closed_shop, tmp_path)
     assert {"ledger.db", "keystore.json", "operator.token"} <= files(tmp_path / "again/data").keys()
 

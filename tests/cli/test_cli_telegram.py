@@ -241,7 +241,7 @@ def test_the_commands_of_the_page_work(ann: Phones) -> None:
         "PAYAGENT_CONFIG": str(ann.shop.config),
         "HOME": str(ann.shop.folder),
     }
-    script = "".join(blocks("Approve from your phone", "docs/how-to/approve-from-your-phone.md"))
+    script = "".join(blocks("Decide by Telegram", "docs/how-to/approve-payments.md"))
     run = subprocess.run(
         ["bash", "-ec", script], capture_output=True, text=True, timeout=60, check=False, env=environ
     )

@@ -402,7 +402,7 @@ def test_without_the_extra_one_sentence_says_how_to_install_it() -> None:
 
 
 async def test_the_page_connects_an_agent(shop: AgentShop, tmp_path: Path) -> None:
-    page = ("Connect an agent by MCP", "docs/how-to/connect-an-agent.md")
+    page = ("Set up another client", "docs/how-to/connect-an-agent.md")
     environ = (
         clean_environ()
         | shop.environ
