@@ -83,7 +83,7 @@ class Visit:
             "csrf": self.session.csrf,
             "new_order": self.new_order,
             "notice": notice,
-            "problem": None if problem is None else on_page(problem),
+            "problem": None if problem is None else on_page(problem, self.form),
             "form": self.form,
             **await self._health(),
         }
