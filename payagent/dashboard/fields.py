@@ -38,7 +38,7 @@ _COMMANDS = re.compile(
 
 
 def fix_on_page(fix: str) -> str:
-    """What to do about a problem, in a browser: without flags, names of tables, and commands of what pages can do."""
+    """What to do about a problem, for a page: without flags, tables, and commands for what pages can do."""
     for command, words in _CONTROLS.items():
         fix = fix.replace(command, words)
     return "" if re.search(r"--|openapi|\[\[", fix) else _COMMANDS.sub("", fix).strip()
@@ -47,8 +47,8 @@ def fix_on_page(fix: str) -> str:
 def on_page(problem: Mapping[str, Any], form: Mapping[str, str]) -> dict[str, Any]:
     """A refusal as a page says it: `field` is the form's field that it is about, or empty.
 
-    Flags, names of settings and patterns are for programs: beside the field the page says what it takes, and shows
-    `raw` only if it has no such field. `sentence` is `detail` with a capital, unless it begins with what was typed.
+    Flags, names of settings and patterns are for programs: beside the field the page says what it takes, and it
+    shows `raw` only if it has no such field. `sentence` is `detail` with a capital, unless that was typed.
     """
     key = str(problem.get("key") or "").rpartition(".")[2]
     raw = problem["detail"].partition(", and no name in [[")[0]

@@ -150,7 +150,11 @@ class TestTopup:
             first = replace(goal(world, COST, CHAT), only_sells=only_sells)
             (opened, _), (again, is_new) = [await run.topups.order(APP, "k", first) for _ in range(2)]
             assert (again, is_new) == (opened, False)
-            for other in (replace(first, only_sells=not only_sells), goal(world, COST), goal(world, COST, REQUEST)):
+            for other in (
+                replace(first, only_sells=not only_sells),
+                goal(world, COST),
+                goal(world, COST, REQUEST),
+            ):
                 with pytest.raises(Refused, match="idempotency_key_reused"):
                     await run.topups.order(APP, "k", other)
 

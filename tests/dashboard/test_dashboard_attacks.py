@@ -287,7 +287,9 @@ def test_signing_in_leads_to_no_stream_and_no_file(shop: Shop) -> None:
     assert len(nowhere) == 5
     assert {unknown.get(path).headers["location"] for path in nowhere} == {"/ui/sign-in"}
     assert unknown.get("/ui/limits", sec_fetch_dest="empty").headers["location"] == "/ui/sign-in"
-    assert unknown.get("/ui/limits", sec_fetch_dest="document").headers["location"] == "/ui/sign-in?next=/ui/limits"
+    assert (
+        unknown.get("/ui/limits", sec_fetch_dest="document").headers["location"] == "/ui/sign-in?next=/ui/limits"
+    )
     assert "set-cookie" not in unknown.get("/ui/sign-in", sec_fetch_dest="empty").headers
     refreshed = unknown.get("/ui/limits", sec_fetch_dest="empty", payagent_refresh="1")
     assert refreshed.headers["location"] == "/ui/sign-in?next=/ui/limits"

@@ -54,7 +54,12 @@ def me(shop: Shop) -> Visitor:
         ("/ui/merchants/t/topup", {"amount": "2.5", "unit": "calls", "path": "/chat"}, "amount", "whole number"),
         ("/ui/limits", {"limit": "per_day", "amount": "1,5"}, "amount", "'1,5 ADA' is not a valid amount"),
         ("/ui/limits", {"limit": "per_day", "amount": ""}, "amount", "The amount is empty"),
-        ("/ui/limits", {"limit": "per_day", "amount": "5 X"}, "amount", "'X' is neither ADA nor lovelace. Write a"),
+        (
+            "/ui/limits",
+            {"limit": "per_day", "amount": "5 X"},
+            "amount",
+            "'X' is neither ADA nor lovelace. Write a",
+        ),
         ("/ui/wallet/send", {"address": OWN, "amount": "5"}, "address", "Copy the whole address"),
         ("/ui/wallet/send", {"address": "addr1q9", "amount": "5"}, "address", "addr1q9 is not bech32. Copy"),
         ("/ui/wallet/split", {"count": "0", "each": "5"}, "count", "Write a whole number from 1 to 248."),
@@ -95,7 +100,11 @@ def test_a_refusal_of_no_field_of_the_page_says_what_is_wrong(
     ("path", "typed", "says"),
     [
         ("/ui/apps/new", {"name": "operator", "scopes": "pay", "expires": "90d"}, "give that app a new token."),
-        ("/ui/merchants", {"name": "t", "origin": "https://x.example"}, "Edit a merchant of the config file there"),
+        (
+            "/ui/merchants",
+            {"name": "t", "origin": "https://x.example"},
+            "Edit a merchant of the config file there",
+        ),
         ("/ui/limits", {"limit": "per_day", "amount": "5", "app": "nobody"}, "Check the id or the name."),
         ("/ui/wallet/split", {"count": "2", "each": "900000"}, "Fund the wallet."),
         ("/ui/apps/nobody/revoke", {}, "Check the id or the name."),
