@@ -32,6 +32,7 @@ WHO_WIDTH = 12
 @filter_options("--since", "--until")
 @click.option("--merchant", metavar="NAME", help="Only what is about this merchant, by name or origin.")
 @click.option("--app", metavar="NAME", help="Only what is about this app, by name or id.")
+@click.option("--by", metavar="NAME", help="Only what this app did or was refused, by name or id.")
 @click.option("--kind", type=click.Choice(get_args(LogKind)), help="Only changes of this kind.")
 @click.option("--code", metavar="CODE", help="Only refusals with this code, such as limit_exceeded.")
 @click.option(

@@ -135,7 +135,7 @@ def _read_unit(unit: str | None, tokens: Tokens) -> tuple[str | None, int]:
         )
     raise Refused(
         "amount_invalid",
-        f"{unit[:40]!r} is not ADA, not lovelace, and no name in [[limits.assets]]; "
+        f"{unit[:40]!r} is neither ADA nor lovelace, and no name in [[limits.assets]]; "
         "a token without a name there is written as policy and name in hex",
     )
 

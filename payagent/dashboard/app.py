@@ -30,7 +30,7 @@ from payagent.core.problems import Refused
 from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.visit import DashboardPage, Note, Visit, is_refresh, menu_of
+from payagent.dashboard.visit import DashboardPage, Note, Visit, is_background, is_refresh, menu_of
 from payagent.store.rows.apps import AppRow
 
 COOKIE = "__Host-payagent"
@@ -41,6 +41,17 @@ AGAIN_S = 1.0
 """For so long after an answer, the same form sent again is a double click and gets the same answer."""
 
 HOST = "payagent.localhost"
+
+_NO_PAGES = frozenset(
+    (
+        "/ui/events",
+        "/ui/ledger/export",
+        "/ui/ledger/report",
+        "/ui/ledger/snapshot",
+        "/ui/payments/{payment_id}/receipt",
+    )
+)
+"""What answers no page: signing in does not lead there."""
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -173,15 +184,13 @@ class Dashboard:
 
     async def _visit(self, request: Request) -> Response:
         scope = request.scope
-        found = next(((route, one) for route, one in self._pages if route.matches(scope)[0] is Match.FULL), None)
+        found = self._find(scope)
         session = self._session(request)
         app = None if session is None else self._find_app(session.token_hash)
         if session is not None and app is None:
             self._sessions.end(session)
         if session is None or app is None:
-            asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-            after = f"?next={quote(asked)}" if scope["method"] == "GET" and found else ""
-            return RedirectResponse(f"/ui/sign-in{after}", 303)
+            return RedirectResponse(f"/ui/sign-in{self._next(request)}", 303)
         if found is None:
             raise Refused("not_found", "there is no such page")
         route, one = found
@@ -214,6 +223,21 @@ class Dashboard:
                 return await visit.page("problem.html", refused.status, refused.problem)
             except ApiRefusedError:  # the frame reads from the API too
                 return self._alone(refused, visit)
+
+    def _find(self, scope: Scope) -> tuple[Route, DashboardPage] | None:
+        return next(((route, one) for route, one in self._pages if route.matches(scope)[0] is Match.FULL), None)
+
+    def _next(self, request: Request) -> str:
+        """The query that says where signing in leads: to the page, or to the one above an address of a form."""
+        scope, path = request.scope, request.scope["path"]
+        if scope["method"] != "GET" or is_background(request):
+            return ""
+        if (found := self._find(scope)) is None:
+            path = path.rpartition("/")[0]
+            found = self._find({**scope, "path": path})
+        if found is None or found[1].path in _NO_PAGES:
+            return ""
+        return f"?next={quote(path + (f'?{request.url.query}' if request.url.query else ''))}"
 
     async def _once(self, visit: Visit, one: DashboardPage) -> Response:
         """Carry out a form. A second click waits for the first one, and gets the same answer. Later the form only

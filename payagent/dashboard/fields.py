@@ -14,21 +14,51 @@ LIFETIMES = {"90d": "in 90 days", "30d": "in 30 days", "12h": "in 12 hours", "ne
 _AHEAD = {"90d": timedelta(days=90), "30d": timedelta(days=30), "12h": timedelta(hours=12)}
 
 
-def on_page(problem: Mapping[str, Any]) -> dict[str, Any]:
+_CONTROLS = {
+    " in the list command": "",
+    " with `payagent wallet send`": "",
+    ": payagent app rotate-token NAME": "",
+    ": payagent merchants pin NAME ADDRESS": "",
+    ": payagent merchants resume NAME": "",
+    "Only `payagent resume`": "Only “Resume signing”",
+    "Run `payagent app rotate-token NAME`": "Give the app a new token",
+    "payagent app rotate-token NAME lets": "a new token lets",
+    "`payagent payments show ID`": "the payment",
+    "`payagent prepaid list` for a top-up": "its merchant's page for a top-up",
+    "`payagent wallet split` makes": "Splitting makes",
+    "`payagent wallet unfreeze` shows all of them. Then repeat the command": "the wallet's page shows all of them",
+    "run `payagent merchants remove NAME`": "remove it",
+    "run `payagent payments approve ID`": "approve the payment",
+    "run `payagent wallet unfreeze`": "unfreeze the wallet",
+}
+"""What the pages say in place of a command: they have its control."""
+_COMMANDS = re.compile(
+    r"(?:^|(?<=\. ))[^.]*payagent (?:app|limits|log|merchants|payments|prepaid|resume|wallet)\b[^.]*(?:\. ?|$)"
+)
+
+
+def fix_on_page(fix: str) -> str:
+    """What to do about a problem, for a page: without flags, tables, and commands for what pages can do."""
+    for command, words in _CONTROLS.items():
+        fix = fix.replace(command, words)
+    return "" if re.search(r"--|openapi|\[\[", fix) else _COMMANDS.sub("", fix).strip()
+
+
+def on_page(problem: Mapping[str, Any], form: Mapping[str, str]) -> dict[str, Any]:
     """A refusal as a page says it: `field` is the form's field that it is about, or empty.
 
-    Flags, names of settings and patterns are for programs: beside the field the page says what it takes.
+    Flags, names of settings and patterns are for programs: beside the field the page says what it takes, and it
+    shows `raw` only if it has no such field. `sentence` is `detail` with a capital, unless that was typed.
     """
     key = str(problem.get("key") or "").rpartition(".")[2]
-    detail = problem["detail"].removeprefix(f"{key}: ")
+    raw = problem["detail"].partition(", and no name in [[")[0]
+    detail = raw.removeprefix(f"{key}: ")
     field = "path" if problem["code"] == "topup_not_configured" else {"units": "amount"}.get(key, key)
     is_formal = detail.startswith("'") and "': " in detail
-    return {
-        **problem,
-        "field": field,
-        "detail": "" if is_formal or "topup.path" in detail else detail,
-        "fix": "" if re.search(r"--|openapi|\[\[", problem["fix"]) else problem["fix"],
-    }
+    detail = "" if is_formal or "topup.path" in detail else detail
+    is_typed = detail.partition(" ")[0] in form.values()
+    sentence = detail if is_typed else detail[:1].upper() + detail[1:]
+    return {**problem, "field": field, "detail": detail, "sentence": sentence, "raw": raw}
 
 
 def units_of(form: Mapping[str, str], name: str, asset: str = LOVELACE, tokens: Tokens = NO_TOKENS) -> str | None:

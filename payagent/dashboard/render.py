@@ -15,6 +15,7 @@ from payagent.core.history import decider, decision_in_words
 from payagent.core.money import NO_TOKENS, counted, for_people, round_of_limit
 from payagent.core.policy import limit_in_words
 from payagent.dashboard import text
+from payagent.dashboard.fields import fix_on_page
 
 _FOLDER = Path(__file__).parent
 STYLESHEET = (_FOLDER / "static" / "payagent.css").read_text()
@@ -62,6 +63,7 @@ class Renderer:
             "readable": partial(for_people, tokens=tokens),
             "counted": counted,
             "rounded": partial(round_of_limit, tokens=tokens),
+            "fix_on_page": fix_on_page,
             "chip": text.chip,
             "paid": text.paid,
             "decider": decider,

@@ -14,7 +14,7 @@ from payagent.api.http.sessions import SESSION_S, Session, Sessions
 from payagent.core.timestamps import iso_time
 from payagent.dashboard.app import COOKIE, read_form
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.visit import Note
+from payagent.dashboard.visit import Note, is_background
 
 NEXT_COOKIE = "__Host-payagent-next"
 """Holds where to go on after signing in, because a new link does not know the page that asked for it."""
@@ -44,9 +44,10 @@ class SignInPages:
     async def show(self, request: Request) -> Response:
         path = own_path(request.query_params.get("next", ""))
         response = self._page(path)
-        response.set_cookie(
-            NEXT_COOKIE, quote(path), NEXT_S, path="/", secure=True, httponly=True, samesite="strict"
-        )
+        if not is_background(request):
+            response.set_cookie(
+                NEXT_COOKIE, quote(path), NEXT_S, path="/", secure=True, httponly=True, samesite="strict"
+            )
         return response
 
     async def enter_by_code(self, request: Request) -> Response:

@@ -30,6 +30,11 @@ def is_refresh(request: Request) -> bool:
     return REFRESH in request.headers
 
 
+def is_background(request: Request) -> bool:
+    """Whether a browser asks for something else than a page, as for the stream. A refresh asks for its page."""
+    return not is_refresh(request) and request.headers.get("sec-fetch-dest", "document") != "document"
+
+
 @dataclass(frozen=True, slots=True)
 class Visit:
     """A request, the app that its session acts for, and the API as this app.
@@ -78,7 +83,7 @@ class Visit:
             "csrf": self.session.csrf,
             "new_order": self.new_order,
             "notice": notice,
-            "problem": None if problem is None else on_page(problem),
+            "problem": None if problem is None else on_page(problem, self.form),
             "form": self.form,
             **await self._health(),
         }

@@ -152,8 +152,10 @@ class Calls:
             raise own_error("merchant_not_allowed", f"{origin} is not in [merchants], or not for this app")
 
     async def limits(self) -> list[results.Left]:
-        """What this app may still spend."""
-        return results.limits_left((await self._daemon.get("/v1/limits"))["limits"])
+        """What this app may still spend. The task's results then call tokens as the config does."""
+        answer = await self._daemon.get("/v1/limits")
+        results.tokens.set({one["name"]: (one["asset"], one["decimals"]) for one in answer["tokens"]})
+        return results.limits_left(answer["limits"])
 
     async def left(self) -> list[str]:
         """The same in a few words, or nothing if the daemon does not answer: an answer must not be lost for it."""
@@ -181,10 +183,9 @@ class Calls:
 
     async def _bound(self, max_cost: str) -> str:
         """The same amount in units, for the transport, which knows no token by its name."""
-        named = (await self._daemon.get("/v1/limits"))["tokens"]
-        tokens = {token["name"]: (token["asset"], token["decimals"]) for token in named}
+        await self.limits()
         try:
-            units, asset = parse_bound(max_cost, tokens)
+            units, asset = parse_bound(max_cost, results.tokens.get())
         except Refused as refused:
             raise own_error(refused.name, refused.detail) from None
         return f"{units} {asset or 'units'}"

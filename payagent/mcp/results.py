@@ -7,6 +7,7 @@ Never: I/O; shows a proof, a token or an approval link.
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel, ConfigDict, Field
 
 from payagent.client.errors import PayAgentError
-from payagent.core.money import LOVELACE, format_amount
+from payagent.core.money import LOVELACE, NO_TOKENS, THOUSANDS, Tokens, for_people, show_amount
 from payagent.core.payment.machine import State
 from payagent.core.problems import STILL_ASKED, agent_fix, name_of
 
@@ -46,6 +47,9 @@ QUOTING = frozenset(
 )
 """Codes whose detail may quote the merchant."""
 
+
+tokens: ContextVar[Tokens] = ContextVar("tokens", default=NO_TOKENS)
+"""What the config calls the tokens in the results that the current task makes."""
 
 _DROPPED = ("title", "default", "anyOf", "additionalProperties")
 
@@ -222,7 +226,9 @@ class ToolOffers(Refusal):
 
 
 def cost(asset: str, units: str | int) -> ShownCost:
-    return ShownCost(units=str(units), asset=asset, text=format_amount(asset, int(units)))
+    """An amount. Its text is read by `parse_amount` too, and has no separators, which a model may change."""
+    text = show_amount(asset, int(units), tokens.get()).replace(THOUSANDS, "")
+    return ShownCost(units=str(units), asset=asset, text=text)
 
 
 def result(value: Refusal, text: str, *, is_error: bool = False) -> CallToolResult:
@@ -287,7 +293,7 @@ def refused(error: PayAgentError, budget_left: Sequence[str] = (), *, is_proxied
         "outcome": "paid_not_served" if error.code == "paid_not_served" else "refused",
         "budget_left": budget_left,
     }
-    sentences = (f"{known['code']}: {plain(error.detail).rstrip('.')}.", money, told["fix"])
+    sentences = (f"{known['code']}: {told['refusal']['detail'].rstrip('.')}.", money, told["fix"])
     left = f"Left: {', '.join(budget_left)}." if budget_left else ""
     text = " ".join(one for one in (*sentences, left) if one)
     return result(Fetched.model_validate(known), text, is_error=True)
@@ -298,7 +304,12 @@ def refusal(
 ) -> dict[str, Any]:
     """The members of a result that say why payagent refuses. `fix`: for a code that the problem table lacks."""
     fix = agent_fix(code, reason, fix, is_proxied=is_proxied)
-    return {"code": name_of(code, reason), "fix": fix, "refusal": {"detail": plain(detail)}}
+    return {"code": name_of(code, reason), "fix": fix, "refusal": {"detail": _readable(detail)}}
+
+
+def _readable(detail: str) -> str:
+    """A detail with its amounts as `cost` writes them."""
+    return plain(for_people(detail, tokens.get()).replace(THOUSANDS, ""))
 
 
 def plain(text: str) -> str:
@@ -379,7 +390,7 @@ def paid(row: Mapping[str, Any]) -> Paid:
 
 def _why(code: str, reason: str | None, detail: str, **_more: object) -> dict[str, Any]:
     """Why a payment of the past ended. What to do about it then is nothing to do now."""
-    return {"code": name_of(code, reason), "refusal": {"detail": plain(detail)}}
+    return {"code": name_of(code, reason), "refusal": {"detail": _readable(detail)}}
 
 
 def readable(body: bytes, content_type: str) -> tuple[str, Literal["base64"] | None]:

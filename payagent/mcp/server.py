@@ -215,6 +215,7 @@ class AgentTools:
         """Do a tool's work within `TOOL_S`. A refusal, or a merchant that cannot be reached, is a tool error."""
         try:
             async with time_limit(TOOL_S):
+                await self.calls.left()  # reads what tokens are called
                 return await work
         except PayAgentError as error:
             refused = error
@@ -435,6 +436,7 @@ def _add_resources(server: MCPServer, wallet: AgentTools) -> None:
     @server.resource("payagent://ledger", mime_type="application/json")
     async def ledger() -> str:
         """The newest 100 payments of this app, as JSON: state, delivery, merchant, request, reason, amounts."""
+        await wallet.calls.left()
         try:
             page = await wallet.payments(_LEDGER_ROWS)
         except PayAgentError as error:

@@ -141,6 +141,23 @@ class TestTopup:
                 await order(run, COST, key="a call")
             assert (await carry_out(run, called.id)).problem == "topup_stopped/nothing_sold"
 
+    @pytest.mark.parametrize("only_sells", [False, True])
+    async def test_a_key_is_of_one_request_and_of_whether_it_only_sells(
+        self, world: World, *, only_sells: bool
+    ) -> None:
+        async with world.run() as run:
+            await run.run_pass()
+            first = replace(goal(world, COST, CHAT), only_sells=only_sells)
+            (opened, _), (again, is_new) = [await run.topups.order(APP, "k", first) for _ in range(2)]
+            assert (again, is_new) == (opened, False)
+            for other in (
+                replace(first, only_sells=not only_sells),
+                goal(world, COST),
+                goal(world, COST, REQUEST),
+            ):
+                with pytest.raises(Refused, match="idempotency_key_reused"):
+                    await run.topups.order(APP, "k", other)
+
     async def test_naming_the_configured_request_uses_nothing_of_the_batch(self, world: World) -> None:
         async with world.run() as run:
             await run.run_pass()

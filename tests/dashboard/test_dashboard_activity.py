@@ -71,6 +71,10 @@ def test_changes_stand_before_refusals_and_can_be_chosen_by_who_and_when(shop: S
         at.page.get_by_role("button", name="Filter").click()
         expect(at.page.locator("#events tbody tr")).to_have_count(1)
         expect(at.page.locator("#events")).to_contain_text("asker: refused with limit_exceeded")
+        command = at.page.locator(".cmd code").inner_text()
+        assert command == "payagent log --by asker"
+        (line,) = shop.payagent(*command.split()[1:], "--human").out.splitlines()
+        assert re.search("asker +refused with limit_exceeded", line)
         at.page.get_by_label("Who").select_option("operator")
         at.page.get_by_label("Since").fill(tomorrow)
         at.page.get_by_role("button", name="Filter").click()
@@ -78,6 +82,9 @@ def test_changes_stand_before_refusals_and_can_be_chosen_by_who_and_when(shop: S
         at.page.get_by_label("Since").fill(today)
         at.page.get_by_label("Until").fill(tomorrow)
         at.page.get_by_role("button", name="Filter").click()
+        expect(at.page.locator(".cmd code")).to_have_text(
+            f"payagent log --by operator --since {today}T00:00:00Z --until {tomorrow}T00:00:00Z"
+        )
         expect(at.page.locator("#events tbody tr")).to_have_count(len(lines) - 1)
 
 

@@ -275,6 +275,26 @@ def test_a_new_link_leads_back_to_the_page_that_was_asked_for(shop: Shop) -> Non
     assert me.enter(shop.payagent("dashboard").json["url"]).headers["location"] == "/ui/"
 
 
+def test_signing_in_leads_to_no_stream_and_no_file(shop: Shop) -> None:
+    """Whatever answers something else than a page, and whatever the browser asked for in the background."""
+    me, unknown = visitor(shop), stranger(shop)
+    nowhere = {"/ui/events", "/ui/payments/pay_0/receipt"}  # this one would be a file, and that one does not end
+    for path in {address(one) for one in PAGES if not one.is_form} - nowhere:
+        is_file = "content-disposition" in me.get(path).headers
+        nowhere |= {path} if is_file else set()
+        asked = "/ui/sign-in" if is_file else f"/ui/sign-in?next={path}"
+        assert unknown.get(path).headers["location"] == asked
+    assert len(nowhere) == 5
+    assert {unknown.get(path).headers["location"] for path in nowhere} == {"/ui/sign-in"}
+    assert unknown.get("/ui/limits", sec_fetch_dest="empty").headers["location"] == "/ui/sign-in"
+    assert (
+        unknown.get("/ui/limits", sec_fetch_dest="document").headers["location"] == "/ui/sign-in?next=/ui/limits"
+    )
+    assert "set-cookie" not in unknown.get("/ui/sign-in", sec_fetch_dest="empty").headers
+    refreshed = unknown.get("/ui/limits", sec_fetch_dest="empty", payagent_refresh="1")
+    assert refreshed.headers["location"] == "/ui/sign-in?next=/ui/limits"
+
+
 def test_after_signing_out_the_cookie_is_worth_nothing(shop: Shop) -> None:
     me = visitor(shop)
     answer = me.post("/ui/sign-out", me.hidden())

@@ -240,6 +240,35 @@ def test_a_form_is_held_while_the_daemon_is_away_and_what_was_typed_survives_a_n
         assert at.page.get_by_label("At most").input_value() == ""
 
 
+@pytest.mark.parametrize(
+    ("page", "button", "field", "typed"),
+    [("/ui/limits", "Set the limit", "At most", "1,5"), ("/ui/wallet", "Continue to confirm", "Amount", "2.5")],
+)
+def test_a_refused_form_leads_to_the_sign_in_after_a_restart_and_keeps_what_was_typed(
+    shop: Shop, daemon: ExitStack, browser: Browser, page: str, button: str, field: str, typed: str
+) -> None:
+    with tab(browser) as at:
+        asked = f"{sign_in(at.page, shop)}{page}"
+        at.page.goto(asked)
+        if page == "/ui/wallet":
+            at.page.get_by_label("To address").fill("nonsense")
+        at.page.get_by_label(field, exact=True).fill(typed)
+        at.page.get_by_role("button", name=button).click()
+        expect(at.page.locator("#refusal")).to_be_visible()
+        expect(at.page.locator("#live")).to_contain_text("As it was at")
+        daemon.close()
+        expect(at.page.locator("#live")).to_contain_text("Not live since")
+        at.page.get_by_role("button", name=button).click()
+        expect(at.page.locator("#held")).to_contain_text("nothing was sent")
+        daemon.enter_context(running_daemon(shop))
+        at.page.wait_for_url(re.compile("/ui/sign-in.next="))
+        at.wrong.clear()  # the browser notes that the stream of an ended session was redirected
+        at.page.goto(shop.payagent("dashboard").json["url"])
+        at.page.get_by_role("button", name="Open the dashboard").click()
+        at.page.wait_for_url(asked)
+        assert at.page.get_by_label(field, exact=True).input_value() == typed
+
+
 def test_a_page_says_that_its_daemon_is_gone_and_leads_back_to_itself(
     shop: Shop, daemon: ExitStack, browser: Browser
 ) -> None:

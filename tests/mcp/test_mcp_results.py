@@ -8,7 +8,10 @@ from kit.mcp import data, text
 from kit.mcp_proxy import Market
 from kit.proxy import Paywall, Peer, saying
 
+from payagent.client.errors import own_error
+from payagent.core.money import parse_amount
 from payagent.core.payment.machine import Delivery
+from payagent.mcp import results
 
 UNPROCESSABLE = b"HTTP/1.1 422 Unprocessable\r\nContent-Length: 4\r\n\r\ngone"
 
@@ -27,6 +30,23 @@ def shown(result: Any) -> dict[str, Any]:
     assert got["money"] in text(result)
     assert got["fix"] in text(result)
     return got
+
+
+def test_amounts_of_a_named_token_are_in_its_decimals_and_are_read_back_as_they_are() -> None:
+    token, other = "5c" * 28 + "636c69", "ab" * 28 + "63"
+    named = {"USDM": (token, 6)}
+    results.tokens.set(named)
+    for asset, units, written in (
+        (token, 1_500_000, "1.5 USDM"),
+        (token, 12_500_000_000, "12500 USDM"),
+        ("lovelace", 12_500_000_000, "12500 ADA"),
+        (other, 12_500, f"12500 {'ab' * 28}.63"),
+    ):
+        assert results.cost(asset, units).text == written
+        assert parse_amount(written, named) == (units, asset)
+    error = own_error("limit_exceeded", f"per_day: 12500000 units of {token} left of 20000.5 ADA")
+    for said in (text(results.refused(error)), data(results.refused(error))["refusal"]["detail"]):
+        assert "per_day: 12.5 USDM left of 20000.5 ADA" in said
 
 
 async def test_a_call_that_waits_for_a_person_says_so_in_its_structure(peer_market: Market, peer: Peer) -> None:

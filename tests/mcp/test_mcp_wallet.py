@@ -155,6 +155,36 @@ async def test_a_bound_is_written_as_amounts_are_elsewhere(shop: AgentShop) -> N
         await app.aclose()
 
 
+async def test_amounts_of_a_token_name_it_and_can_be_given_back(shop: AgentShop) -> None:
+    shop.at.settings(price="150", asset=TOKEN)
+    async with shop.here() as client:
+        budget = await client.call_tool("budget")
+        assert {one["most"]["text"] for one in data(budget)["limits"] if one["most"]["asset"] == TOKEN} == {
+            "1000 COIN",
+            "5000 COIN",
+        }
+        poor = await client.call_tool("quote", shop.ask("a token", max_cost="150 COIN"))
+        assert data(poor)["code"] == "not_enough_funds", text(poor)
+        shop.at.control("faucet", address=shop.at.made["address"], lovelace="5000000", assets={TOKEN: "1000"})
+        until(lambda: len(shop.at.payagent("wallet").json["assets"]) == 2, "no tokens")
+        quoted = await client.call_tool("quote", shop.ask("a token"))
+        assert "It would cost 150 COIN." in text(quoted)
+        total = data(quoted)["total"]
+        assert total == {"units": "150", "asset": TOKEN, "text": "150 COIN"}
+        within = await client.call_tool("quote", shop.ask("a token", max_cost=total["text"]))
+        assert data(within)["allowed"] is True, text(within)
+        dear = await client.call_tool("fetch", shop.ask("a token", max_cost="149 COIN"))
+        assert data(dear)["code"] == "limit_exceeded"
+        assert re.search("14[89] COIN|150 COIN", text(dear)), text(dear)
+        listed = await client.call_tool("payments", {"limit": 1})
+        assert data(listed)["payments"][0]["price"]["text"] == "150 COIN"
+        ledger = (await client.read_resource("payagent://ledger")).contents[0].text
+        assert json.loads(ledger)[0]["price"]["text"] == "150 COIN"
+        for answer in (budget, poor, quoted, within, dear, listed):
+            assert "units of" not in f"{answer.content}{data(answer)}"
+        assert "units of" not in ledger
+
+
 async def test_two_identical_calls_at_once_are_one_purchase(shop: AgentShop) -> None:
     before = len(shop.payments())
     async with shop.here() as client:

@@ -90,7 +90,7 @@ def open_topup(
     Refused: `topup_in_progress` for the same balance, `idempotency_key_reused`, `topup_not_configured`.
     """
     if (existing := topups.find_by_key(unit.conn, app_id, key)) is not None:
-        _require_same(existing, pools.pool(unit.conn, existing.pool_id), goal)
+        _require_same(existing, pools.pool(unit.conn, existing.pool_id), goal, *request_of(merchant, goal))
         return existing
     buyer = buyer_of(context, merchant)
     pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms, context.config.account)
@@ -177,10 +177,10 @@ def request_of(merchant: MerchantConfig, goal: TopupGoal) -> tuple[TopupSource, 
     return merchant.topup_request, False
 
 
-def _require_same(existing: TopupRow, pool: Pool, goal: TopupGoal) -> None:
+def _require_same(existing: TopupRow, pool: Pool, goal: TopupGoal, request: TopupSource, is_call: bool) -> None:
     """Refuse a reused key. A top-up keeps the `pool` that it was opened for, even if the partner changes."""
-    same_request = not existing.is_call if goal.request is None else existing.request == dump_request(goal.request)
-    if (pool.origin, existing.unit, existing.units) != (goal.origin, goal.unit, goal.units) or not same_request:
+    before = (pool.origin, existing.unit, existing.units, existing.request, existing.is_call)
+    if before != (goal.origin, goal.unit, goal.units, dump_request(request), is_call):
         raise Refused(
             "idempotency_key_reused", f"the key was used for the top-up {existing.id}", topup=existing.id
         )

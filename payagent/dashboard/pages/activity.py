@@ -1,5 +1,6 @@
 """Who changed what, by which way. Never: SQL."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, get_args
@@ -36,7 +37,8 @@ async def show(visit: Visit) -> Response:
         apps=[one["name"] for one in (await visit.api.get("/v1/apps"))["apps"]],
         typed=typed,
         older=more,
-        command="payagent log" + (f" --kind {typed['kind']}" if "kind" in typed else ""),
+        command="payagent log"
+        + "".join(f" --{name} {shlex.quote(query[name])}" for name in typed if name != "cursor"),
     )
 
 

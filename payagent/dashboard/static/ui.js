@@ -22,10 +22,12 @@ function say() {
 async function refresh() {
   const answer = await fetch(location.href, { headers: { accept: "text/html", "payagent-refresh": "1" } });
   if (answer.redirected) { // the session has ended
-    if (!isLeaving) keepTyped();
+    if (!isLeaving) keepTyped(new URL(answer.url).searchParams.get("next"));
     return isLeaving || location.assign(answer.url);
   }
-  if (!answer.ok) throw new Error(answer.status);
+  if (answer.status >= (isAnswer ? 500 : 400)) throw new Error(answer.status);
+  isAway = false; // it answers, though it may have no stream to spare
+  if (isAnswer) return;
   const text = await answer.text();
   const page = new DOMParser().parseFromString(policy ? policy.createHTML(text) : text, "text/html");
   for (const old of document.querySelectorAll("[data-live]")) {
@@ -37,7 +39,6 @@ async function refresh() {
     if (fresh && !isUsed(old) && plain(fresh) !== plain(old)) old.replaceWith(document.importNode(fresh, true));
   }
   last = new Date();
-  isAway = false; // it answers, though it may have no stream to spare
   if (isLost && stream?.readyState === EventSource.OPEN) found();
   localTimes();
   poll();
@@ -112,11 +113,11 @@ function typedFields() {
   return [...document.querySelectorAll("#main form[method=post] :is(input:not([type=hidden]), textarea, select)")];
 }
 
-function keepTyped() { // a new link may open another tab
+function keepTyped(page) { // where signing in leads, in another tab if a new link opens one
   const fields = typedFields();
-  if (!fields.some((one) => one.value !== (one.defaultValue ?? one.value))) return;
+  if (!fields.some((one) => isAnswer || one.value !== (one.defaultValue ?? one.value))) return;
   const typed = fields.map((one) => [one.name, one.value, one.checked]);
-  localStorage.setItem(location.pathname + location.search, JSON.stringify([Date.now(), typed]));
+  localStorage.setItem(page, JSON.stringify([Date.now(), typed]));
 }
 
 function restoreTyped() {
@@ -151,7 +152,7 @@ function listen() { // a browser opens six connections to a host, so only a tab 
     lost();
     again = setTimeout(listen, seconds * 1000);
     seconds = Math.min(seconds * 2, 30);
-    if (!isAnswer) refresh().catch(lost); // leads to the sign-in page when the session has ended
+    refresh().catch(lost); // leads to the sign-in page when the session has ended
   };
   stream.onmessage = () => isAnswer || changed(150);
 }
