@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli import TOKEN, Shop, clean_environ, invoke, spawn, until
-from kit.pages import blocks
+from kit.pages import ROOT, blocks
 
 from payagent.cli.ledger import show_reconciled
 from payagent.cli.terminal import Terminal
@@ -53,12 +54,21 @@ def test_every_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -
         assert done.returncode == 0, done.stderr + done.stdout
 
 
+def in_words(line: str) -> str:
+    """The summary with the number of tables, which is fixed, and without the others."""
+    plural = line.strip().replace("payment with its entries", "payments with their entries")
+    return re.sub(r"\d+ (?!tables)", "N ", plural)
+
+
 def test_verify_summarizes_in_a_line_and_ledger_filters_apply(paid: Shop) -> None:
     verified = paid.payagent("ledger", "verify", "--human")
     assert verified.code == 0
     assert verified.out.startswith("clean: ")
     assert " entries without a payment, " in verified.out
     assert " 1 payment with its entries\n" in verified.out
+    for page in ("how-to/verify-the-ledger.md", "tutorial/audit-a-month.md"):
+        (shown,) = re.findall(r"^clean: .* seals, .*$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+        assert in_words(shown) == in_words(verified.out.splitlines()[0]), page
     kinds = {row["kind"] for row in paid.payagent("ledger", "entries", "--kind", "post").json["entries"]}
     assert kinds == {"post"}
     assert paid.payagent("ledger", "balance", "--until", "2000-01-01T00:00:00Z").json["balances"] == []

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 import payagent
-from payagent.core.history import SENTENCES, decision_in_words, details_in_words, event_in_words, happened
+from payagent.core.history import (
+    SENTENCES,
+    decision_in_words,
+    details_in_words,
+    event_in_words,
+    happened,
+    is_unserved,
+)
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import Event
 from payagent.core.policy import limit_in_words
@@ -163,3 +170,9 @@ def test_a_limit_names_whose_spending_it_limits(limit: dict[str, str | None], wo
 )
 def test_a_decision_says_who_made_it_and_how(approval: dict[str, object], words: str) -> None:
     assert decision_in_words(approval) == words
+
+
+def test_money_is_lost_only_if_it_was_paid() -> None:
+    payments = [{"state": state, "delivery": "paid_not_served"} for state in ("confirmed", "in_flight", "void")]
+    assert [is_unserved(one) for one in payments] == [True, True, False]
+    assert not is_unserved({"state": "confirmed", "delivery": "accepted"})

@@ -75,7 +75,9 @@ def test_the_table_has_each_folder_whose_tests_need_a_package_and_no_other() -> 
 def test_the_page_names_all_packages_that_the_tests_need() -> None:
     (row,) = re.findall(r"They need (.*?)\.$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
     packages = {package for need in table() if "/" not in need for package in need.split()}
-    assert row.replace(",\n ", ",").split(", ") == [f"`{package}`" for package in ["python3-venv", *sorted(packages)]]
+    assert row.replace(",\n ", ",").split(", ") == [
+        f"`{package}`" for package in ["python3-venv", *sorted(packages)]
+    ]
 
 
 def bash(script: str) -> str:
