@@ -138,8 +138,28 @@ def test_the_diagram_shows_every_transition() -> None:
     assert sorted(drawn.splitlines()) == sorted(lines)
 
 
+COLUMNS = ("record", "journal", "hold", "inputs", "outputs", "prepaid", "merchant", "alert")
+
+
+def test_the_table_matches_the_reference_page() -> None:
+    """Row by row and cell by cell, so a change of a row is a change of the page that people review."""
+    money = PAGE.partition("\n## Money\n")[2].partition("\n## ")[0]
+    shown = [line.strip("| ").split(" | ") for line in money.splitlines() if line.startswith("|")][2:]
+    rows = []
+    for (state, event), effect in EFFECTS.items():
+        cells = [getattr(effect, column) for column in COLUMNS]
+        rows.append([state, event, effect.next or "-", *("-" if one is None else one.value for one in cells)])
+    assert shown == rows
+
+
+def test_events_are_stored_as_the_reference_page_says() -> None:
+    events = PAGE.partition("\n## Events\n")[2].partition("\n## ")[0]
+    stored = dict(re.findall(r"^\| (\w+) \| (\w+) \| .+ \|$", events, re.MULTILINE))
+    assert stored == {str(event): event.stored for event in Event}
+
+
 def test_the_delivery_table_matches_the_reference_page() -> None:
-    """Row by row, with the names used in the ledger and the API. The other tables of the page are generated."""
+    """Row by row, with the names used in the ledger and the API."""
     delivery = PAGE.rpartition("## Delivery")[2]
     row = re.compile(r"^\| (\w+) \| (\w+) \| (\w+) \|$", re.MULTILINE)
     rows = [(before.value, event.value, after.value) for (before, event), after in DELIVERIES.items()]
