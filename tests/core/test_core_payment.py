@@ -8,6 +8,7 @@ import pytest
 
 from payagent.core.payment.machine import (
     AWAITING_SIGNATURE,
+    CANCELLABLE,
     DELIVERIES,
     DELIVERIES_IN_WORDS,
     EFFECTS,
@@ -15,6 +16,7 @@ from payagent.core.payment.machine import (
     NEVER_SIGNED,
     ON_CHAIN,
     POSTED,
+    SIGNED_UNPOSTED,
     STATES_IN_WORDS,
     WITHOUT_PROOF,
     Delivery,
@@ -189,6 +191,9 @@ def test_groups_of_states_have_the_expected_members() -> None:
     assert {State.CANCELLING, State.VOID, State.REJECTED, State.DENIED} == set(WITHOUT_PROOF)
     assert {State.IN_BLOCK, State.CONFIRMED, State.SETTLED} == set(ON_CHAIN)
     assert {State.CONFIRMED, State.SETTLED} == set(POSTED)
+    unsigned = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED, *NEVER_SIGNED}
+    assert set(State) - unsigned - {*POSTED, State.VOID} == set(SIGNED_UNPOSTED)
+    assert {State.RESERVED, *SIGNED_UNPOSTED} - {State.IN_BLOCK, State.CANCELLING} == set(CANCELLABLE)
 
 
 def test_a_refused_event_names_the_state_and_the_event() -> None:
