@@ -22,6 +22,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import Refused
+from payagent.secret_file import open_to_others
 from payagent.settings.config_file import TOKEN_FILE
 from payagent.settings.loading import load_settings
 from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE, WORDS_FILE, require_config_out_of_reach
@@ -283,7 +284,7 @@ def make_private_folder(folder: Path, undo: Undo, config: Path | None = None) ->
     elif not folder.is_dir():
         raise Refused("already_exists/file", f"{folder} exists already, and is not a folder")
     elif folder.stat().st_mode & 0o077 and any(entry != config for entry in folder.iterdir()):
-        raise Refused("config_invalid", f"{folder} is open to others and not empty; run: chmod 700 {folder}")
+        raise open_to_others(f"{folder} is open to others and not empty", f"chmod 700 {folder}")
     undo.append(partial(folder.chmod, folder.stat().st_mode))
     folder.chmod(0o700)
 

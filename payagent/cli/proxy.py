@@ -13,8 +13,7 @@ import click
 
 from payagent.cli.options import config_option, example, output_options, pass_terminal, token_file_option
 from payagent.cli.terminal import Terminal
-from payagent.core.origin import parse_origin
-from payagent.core.problems import Refused
+from payagent.core.origin import not_configured, parse_origin
 
 
 @click.command(epilog=example("payagent proxy --to https://api.example.com --listen 127.0.0.1:9000"))
@@ -53,7 +52,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
         client = OperatorClient(DaemonPaths(settings.api.socket, settings.data_dir), token_file)
         names = [row["name"] for row in client.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
-        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
+        raise not_configured(origin)
     token = partial(read_header_secret, token_file or settings.data_dir / TOKEN_FILE)
     redactor = Redactor()
     redactor.register(token())

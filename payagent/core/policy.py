@@ -254,9 +254,11 @@ def refusal(
     app, merchant = check.scope
     owners = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
     when = "" if frees_at is None else f"; there is no room for it before {iso_time(frees_at)}"
+    fix = "Raise max_total, if the price is right." if check.name == "max_total" else None
     return Refused(
         "limit_exceeded",
         f"{limit_in_words({'limit': check.name, **owners})} leaves {left}, this {takes.format(requested)}{when}",
+        fix=fix,
         limit=check.name,
         asset=check.asset,
         left=str(check.left_units),

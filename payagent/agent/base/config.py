@@ -14,8 +14,8 @@ from payagent.core.invoice import Proof, Role, SplitMode
 from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.money import LOVELACE, Tokens
 from payagent.core.network import NETWORKS, Network
+from payagent.core.origin import not_configured
 from payagent.core.policy import Limit, Scope, limits_of
-from payagent.core.problems import Refused
 from payagent.core.retry_schedule import Ready
 from payagent.settings.loading import read_merchant
 from payagent.settings.schema import MerchantSettings, Settings
@@ -134,7 +134,7 @@ class AgentConfig:
     def merchant(self, origin: str) -> MerchantConfig:
         """The configured merchant of an origin. Refused: `merchant_not_allowed`."""
         if origin not in self.merchants:
-            raise Refused("merchant_not_allowed", f"{origin[:200]!r} is not in [merchants]", origin=origin[:200])
+            raise not_configured(origin[:200])
         return self.merchants[origin]
 
 

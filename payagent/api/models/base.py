@@ -38,6 +38,7 @@ LINE_MAX_CHARS = 300
 
 # the envelope adds two levels around the 402's body, which may be as deep as one sent by itself
 _DEPTH_MAX = strict_json.MAX_DEPTH + 2
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 _FAULTS = {"extra_forbidden": 0, "missing": 1, "refused": 3}
 
@@ -97,12 +98,13 @@ def _in_supply(units: int, info: ValidationInfo) -> int:
 
 def _time_ms(text: object) -> int:
     try:
-        moment = datetime.fromisoformat(text if isinstance(text, str) else "")
+        day = f"{text}T00:00:00Z" if isinstance(text, str) and _DATE.fullmatch(text) else text
+        moment = datetime.fromisoformat(day if isinstance(day, str) else "")
         if moment.tzinfo is None:
             raise ValueError
         return posix_ms(moment)
     except (ValueError, OverflowError):
-        raise ValueError("write a time with its zone, such as 2026-11-24T13:38:18Z") from None
+        raise ValueError("write a date, or a time with its zone, such as 2026-11-24T13:38:18Z") from None
 
 
 def _line(text: str) -> str:
@@ -216,7 +218,8 @@ def _refusal(error: ValidationError) -> Refused:
         detail = f"{name or 'the body'} must be a JSON object"
     else:
         detail = f"{name!a}: {what_is_wrong(fault)}"
-    return Refused("bad_request", detail, **({"key": name} if name else {}))
+    fix = "Write a short name without spaces, such as my-bot." if name == "name" else None
+    return Refused("bad_request", detail, fix=fix, **({"key": name} if name else {}))
 
 
 def _is_field(part: int | str) -> bool:
