@@ -135,6 +135,22 @@ def in_force(limits: Iterable[Limit], over: Iterable[Limit]) -> tuple[Limit, ...
     return tuple(merged.values())
 
 
+def outranked(limit: Limit, limits: Iterable[Limit]) -> Limit | None:
+    """The tightest of the limits that leave this one without effect.
+
+    Such a limit allows less, over as long a time or longer, in a scope that contains this one's.
+    """
+    length, scopes = _ORDER.index(limit.window), scopes_of(*limit.scope)
+    tighter = (
+        other
+        for other in limits
+        if (other.asset, other.scope in scopes) == (limit.asset, True)
+        and other.most_units < limit.most_units
+        and _ORDER.index(other.window) >= length
+    )
+    return min(tighter, key=lambda other: other.most_units, default=None)
+
+
 def allowed_assets(limits: Iterable[Limit]) -> frozenset[str]:
     """Return the assets that the wallet may spend: those with a wallet-wide limit over time or in total.
 

@@ -7,13 +7,14 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from payagent.core.money import LOVELACE
-from payagent.core.policy import Window
+from payagent.agent.base.config import file_limits
+from payagent.core.money import LOVELACE, format_amount
+from payagent.core.policy import ANY, Limit, in_force, limit_in_words, outranked
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, opened
 from payagent.settings.schema import MerchantSettings, Settings
@@ -27,7 +28,7 @@ def check_choices(settings: Settings, config: Path) -> list[CheckResult]:
     On the devnet no real money is at stake, so advice about real money is left out.
     """
     choices = [*_open_listeners(settings), *_open_files(settings, config), *_wide_limits(settings)]
-    choices += [*_signed_less(settings), *_apps(settings), *_no_merchants(settings)]
+    choices += [*_void_limits(settings), *_apps(settings), *_no_merchants(settings)]
     for name, merchant in settings.merchants.items():
         choices += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
     if not settings.is_devnet:
@@ -101,23 +102,37 @@ def _wide_limits(settings: Settings) -> Iterator[Choice]:
             yield _key("signed_per_day", asset), "above twice per_day; lower it after the large transfer"
 
 
-def _signed_less(settings: Settings) -> Iterator[Choice]:
-    """Spending limits above what the signer allows, which therefore have no effect."""
-    from_file = settings.limits
-    rows = [(LOVELACE, window, units) for window, units in from_file.most_lovelace.items()]
-    rows += [
-        (token.asset, window, units) for token in from_file.assets for window, units in token.most_units.items()
-    ]
+def _void_limits(settings: Settings) -> Iterator[Choice]:
+    """Limits in force that have no effect."""
+    limits, names = tuple(file_limits(settings)), {ANY: ""}
     with suppress(Refused), opened(settings) as conn:  # else it has its own check
-        rows += [(limit.asset, limit.window.value, limit.most_units) for limit in limit_counters.limits(conn)]
-    for asset, window, units in dict.fromkeys(rows):
-        bound = None if units is None else from_file.signed_less(Window(window), asset, units)
-        if bound is not None:
-            yield (
-                _key(window, asset),
-                f"{units} has no effect above {bound[0]}, which is {bound[1]}; raise that and restart the daemon, "
-                "or lower the limit",
-            )
+        limits = in_force(limits, limit_counters.limits(conn))
+        names |= {app.id: app.name for app in apps.all_apps(conn)}
+    for limit in limits:
+        if (why := void_because(limit, limits, settings, names)) is not None:
+            app = names[limit.scope.app]
+            yield f"app {app}" if app else _key(limit.window, limit.asset), why
+
+
+def void_because(
+    limit: Limit, limits: Iterable[Limit], settings: Settings, names: Mapping[str, str]
+) -> str | None:
+    """Why a limit has no effect: another one, or one of the signer's, allows less. None if it has one.
+
+    `names`: of the apps, by id.
+    """
+
+    def in_words(one: Limit) -> str:
+        merchant = None if one.scope.merchant == ANY else one.scope.merchant
+        return limit_in_words({"limit": one.window, "app": names[one.scope.app], "merchant": merchant})
+
+    bound = settings.limits.signed_less(limit.window, limit.asset, limit.most_units)
+    if (other := outranked(limit, limits)) is not None and (bound is None or other.most_units <= bound[1]):
+        bound = in_words(other), other.most_units
+    if bound is None:
+        return None
+    most, less = (format_amount(limit.asset, units) for units in (limit.most_units, bound[1]))
+    return f"{in_words(limit)} of {most} has no effect: {bound[0]} is {less}; raise that, or lower this one"
 
 
 def _apps(settings: Settings) -> Iterator[Choice]:

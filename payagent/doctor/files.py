@@ -1,6 +1,6 @@
 """Checks config, data folder, keystore, ledger and secrets: present, private, and of one wallet.
 
-Never: opens the keystore.
+Never: keeps the key, which only shows that the passphrase is right.
 """
 
 import os
@@ -41,7 +41,7 @@ from payagent.store.db.engine import look_at_tables
 from payagent.store.db.opening import require_ledger, room_problem
 from payagent.store.db.schema import lacking_migrations, missing_guards
 from payagent.store.rows import about, chats, events, journal, limit_counters, merchants
-from payagent.wallet.keystore import read_header
+from payagent.wallet.keystore import open_keystore, read_header
 
 _SECRET_OF_TARGET: dict[str, Callable[[Path], object]] = {
     "webhook": lambda path: signing_key(read_secret_file(path)),
@@ -223,14 +223,12 @@ def _chats(settings: Settings, target: str) -> CheckResult:
 
 
 def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
-    """Where the daemon will find the passphrase. The passphrase is not tried."""
+    """Where the daemon will find the passphrase, and whether it opens the keystore."""
     source = passphrase_file(settings, environ, can_ask=True)
     if source is None:
         return f"asked for on a terminal at start, unless the service has the credential {CREDENTIAL_NAME}"
-    if source.path != settings.keystore.passphrase_file:
-        return f"systemd credential {CREDENTIAL_NAME}"
-    read_secret_file(source.path, private=source.private)
-    return f"{source.path} exists{' and is private' if source.private else ''}"
+    open_keystore(settings.data_dir / KEYSTORE_FILE, read_secret_file(source.path, private=source.private))
+    return f"{source.path} opens the keystore{' and is private' if source.private else ''}"
 
 
 def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> CheckResult:

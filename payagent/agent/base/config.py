@@ -181,7 +181,7 @@ def file_config(settings: Settings, own: Address, keys: Mapping[str, str | None]
             merchant.origin: merchant_config(name, merchant, keys[name])
             for name, merchant in settings.merchants.items()
         },
-        limits=tuple(_file_limits(settings)),
+        limits=tuple(file_limits(settings)),
         decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
         tokens=settings.limits.tokens,
         confirm_depth=settings.payments.confirm_depth,
@@ -205,7 +205,7 @@ def _approval_required_above(settings: Settings) -> dict[str, int]:
     return {asset: units for asset, units in thresholds.items() if units is not None}
 
 
-def _file_limits(settings: Settings) -> Iterator[Limit]:
+def file_limits(settings: Settings) -> Iterator[Limit]:
     """The config file's limits for the wallet and for merchants."""
     yield from limits_of(LOVELACE, settings.limits.most_lovelace)
     for token in settings.limits.assets:
