@@ -56,8 +56,8 @@ class FirstApp:
 class Choices:
     """The operator's choices. `merchants` are origins by name, `partners` are X-Partner values by name.
 
-    All paths are absolute. `data_dir` None means the default, `words` None means new ones. Without `app` the
-    operator is the only app.
+    All paths are absolute. `data_dir` None means the default, `words` None means new ones. A `project_id` is
+    written to its file. Without `app` the operator is the only app.
     """
 
     network: str
@@ -69,24 +69,24 @@ class Choices:
     passphrase: str = field(repr=False)
     words: str | None = field(default=None, repr=False)
     project_id_file: Path | None = None
+    project_id: str | None = field(default=None, repr=False)
     passphrase_file: Path | None = None
     app: FirstApp | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The created wallet. `token` is the operator's, `app_token` that of the first app, if there is one.
+    """The created wallet. `token` is the operator's, `app_token_file` has that of the first app, if there is one.
 
-    `new_words` is None if words were restored. `words_file` is None if words were not written to a file.
+    `words_file` is None if words were restored or shown.
     """
 
     config: Path
     data_dir: Path
     address: str
     token: str = field(repr=False)
-    new_words: str | None = field(repr=False)
     words_file: Path | None
-    app_token: str | None = field(repr=False)
+    app_token_file: Path | None
 
 
 def initialise(
@@ -94,10 +94,10 @@ def initialise(
     environ: Mapping[str, str],
     ports: Ports,
     *,
-    write_words: bool,
+    show_words: Callable[[str], None] | None,
     randomness: creation.RandomBytes,
 ) -> Made:
-    """Create everything, or nothing. `write_words` puts new words in a 0600 file in the data folder.
+    """Create everything, or nothing. Without `show_words`, new words are in a 0600 file in the data folder.
 
     Refused: `already_exists`, `config_invalid`, `mnemonic_invalid`, `passphrase_too_short`.
     """
@@ -105,24 +105,34 @@ def initialise(
         require_long(choices.passphrase)
     with undone_on_failure() as undo:
         write_new(choices.config, config_text(choices), undo)
-        settings = load_settings(choices.config, environ)
+        try:
+            settings = load_settings(choices.config, environ)
+        except Refused as refused:
+            fix = "Correct the option that it is about, and repeat the command. Nothing was written."
+            raise Refused(refused.name, refused.detail, fix=fix) from None
         _require_same(settings, choices)
         for name, provider in settings.chain.named.items():
             kind_of(name, provider)
         require_config_out_of_reach(settings, [choices.config], [settings.data_dir])
+        if choices.project_id_file is not None and choices.project_id is not None:
+            write_new(choices.project_id_file, choices.project_id + "\n", undo)
         make_private_folder(settings.data_dir, undo, config=choices.config)
         require_none(settings.data_dir)
         words = choices.words or creation.new_words(randomness)
-        words_file = settings.data_dir / WORDS_FILE if write_words and choices.words is None else None
+        words_file = None if choices.words or show_words else settings.data_dir / WORDS_FILE
         if words_file is not None:
             write_new(words_file, words + "\n", undo)
+        elif show_words is not None and choices.words is None:
+            show_words(words)
         header = _make_keystore(settings, words, choices.passphrase, randomness, undo)
         token = new_token(ports.randomness)
-        app_token = None if choices.app is None else new_token(ports.randomness)
+        app_token = new_token(ports.randomness)
         _make_ledger(settings.data_dir / LEDGER_FILE, ports, token, choices.app, app_token, undo)
         write_new(settings.data_dir / TOKEN_FILE, token + "\n", undo)
-    new_words = None if choices.words is not None else words
-    return Made(choices.config, settings.data_dir, header.address, token, new_words, words_file, app_token)
+        app_token_file = None if choices.app is None else settings.data_dir / f"{choices.app.name}.token"
+        if app_token_file is not None:
+            write_new(app_token_file, app_token + "\n", undo)
+    return Made(choices.config, settings.data_dir, header.address, token, words_file, app_token_file)
 
 
 def require_long(passphrase: str) -> None:
@@ -238,9 +248,7 @@ def _make_keystore(
     return header
 
 
-def _make_ledger(
-    path: Path, ports: Ports, token: str, first: FirstApp | None, app_token: str | None, undo: Undo
-) -> None:
+def _make_ledger(path: Path, ports: Ports, token: str, first: FirstApp | None, app_token: str, undo: Undo) -> None:
     """Create an empty ledger with the operator, who has every scope, and the first app, which may pay."""
     write_new(path, "", undo)  # an empty file is an empty database, and O_EXCL makes it ours
     undo += [path.with_name(path.name + more).unlink for more in ("-wal", "-shm")]
@@ -249,10 +257,9 @@ def _make_ledger(
 
     def job(unit: Unit) -> None:
         apps.add_with_token(unit, operator_id, APP_NAME, hash_token(token), SCOPES, now_ms)
-        if first is None or app_token is None:
+        if first is None:
             return
-        token_hash = hash_token(app_token)
-        apps.add_with_token(unit, app_id, first.name, token_hash, ("pay",), now_ms, by_app=operator_id)
+        apps.add_with_token(unit, app_id, first.name, hash_token(app_token), ("pay",), now_ms, by_app=operator_id)
         most = {Window.DAY: first.per_day_lovelace}
         write_limits(unit, Scope(app_id), LOVELACE, most, operator_id, now_ms)
 

@@ -58,8 +58,14 @@ def is_this_machine(host: str) -> bool:
 
 
 def short_name(origin: str) -> str:
-    """A name for a merchant that has none yet: its host, with dashes, such as api-example-com."""
-    return re.sub(r"[^a-z0-9]+", "-", urlsplit(origin).hostname or "shop").strip("-")
+    """A name for a merchant that has none yet: its host with dashes, such as api-example-com, or t."""
+    return "t" if is_t_backend(origin) else re.sub(r"[^a-z0-9]+", "-", urlsplit(origin).hostname or "x").strip("-")
+
+
+def origin_part(url: str) -> str:
+    """Scheme, host and port of a URL, unchecked: what `parse_origin` parses."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def not_configured(origin: str) -> Refused:

@@ -64,7 +64,7 @@ class Refused(Exception):  # noqa: N818  the design's word for it
     `fix`: what to do in the case at hand, such as a command with its arguments, in place of the table's text.
     """
 
-    def __init__(self, name: str, detail: str, *, fix: str | None = None, **context: object) -> None:
+    def __init__(self, name: str, detail: str, *, fix: object = None, **context: object) -> None:
         super().__init__(f"{name}: {detail}")
         self.name = name
         self.code, _, reason = name.partition("/")
@@ -72,7 +72,7 @@ class Refused(Exception):  # noqa: N818  the design's word for it
         if self.code not in PROBLEMS:
             raise KeyError(f"problem code {self.code!r} has no row in PROBLEMS")
         row = PROBLEMS[self.code].of(self.reason)
-        self.problem = row if fix is None else replace(row, fix=fix)
+        self.problem = row if fix is None else replace(row, fix=str(fix))
         self.detail = detail
         self.context = context
         self.money = self.problem.money

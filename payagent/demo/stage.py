@@ -220,7 +220,7 @@ def make_wallet(folder: Path, devnet: DevnetThread) -> Made:
         passphrase_file=passphrase_file,
     )
     ports = Ports(SystemClock(), SystemRandomness())
-    made = initialise(choices, {"HOME": str(folder)}, ports, write_words=True, randomness=os.urandom)
+    made = initialise(choices, {"HOME": str(folder)}, ports, show_words=None, randomness=os.urandom)
     with made.config.open("a") as config:
         config.write(_TOPUP + _TOKEN_LIMITS)
     return made
