@@ -15,7 +15,7 @@ from payagent.cli import init_questions as questions
 from payagent.cli.options import ask_passphrase, example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE
-from payagent.core.network import NETWORKS, faucet_of
+from payagent.core.network import NETWORKS, how_to_fund
 from payagent.core.origin import origin_part, short_name
 from payagent.core.policy import ANY, Limit, Scope, Window
 from payagent.core.problems import Refused
@@ -186,9 +186,7 @@ def _show_next(terminal: Terminal, created: "Made", choices: "Choices") -> None:
         limit = Limit(Scope("app"), LOVELACE, Window.DAY, choices.app.per_day_lovelace)
         void = void_because(limit, tuple(file_limits(settings)), settings, {ANY: "", "app": choices.app.name})
         terminal.say(f"Warning: {void}.\n" if void else "")
-    faucet = faucet_of(choices.network, choices.chain_url, created.address)
-    more = "" if faucet is None else f" Test ADA is free:\n  {faucet}"
-    terminal.say(f"Send ADA to the address.{more}\n\nNext:")
+    terminal.say(f"{how_to_fund(choices.network, choices.chain_url, created.address)}\n\nNext:")
     option = "" if created.config == _default_config() else f" --config {quote(str(created.config))}"
     for command, does in (
         ("serve", "start the daemon, and leave it running"),

@@ -4,7 +4,7 @@ Never: changes anything.
 """
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,10 +23,14 @@ from payagent.cli.payments import show_payments
 from payagent.cli.terminal import Field, Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE
+from payagent.core.network import how_to_fund
 from payagent.core.operator_log import whose
 from payagent.core.payment.machine import State
 from payagent.core.policy import Window
 from payagent.core.timestamps import iso_time
+
+if TYPE_CHECKING:
+    from payagent.cli.daemon_client import OperatorClient
 
 DAY_MS = 86_400_000
 
@@ -54,10 +58,10 @@ def status(terminal: Terminal, connect: Connect) -> None:
         "awaiting_approval": waiting["payments"],
         **client.get("/v1/alerts"),
     }
-    terminal.give(answer, lambda: _show(terminal, answer))
+    terminal.give(answer, lambda: _show(terminal, answer, client))
 
 
-def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
+def _show(terminal: Terminal, answer: dict[str, Any], client: "OperatorClient") -> None:
     if answer["ready"]:
         terminal.marked("ready", "ok", f": payagent pays on {answer['network']}")
     else:
@@ -75,6 +79,10 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
             *(_daemon(row) for row in answer.get("daemons", ())),
         ]
     )
+    if all(row["total"] == "0" for row in answer["assets"]):
+        chain_url = client.settings.chain.providers[0].base_url
+        how = how_to_fund(answer["network"], chain_url, answer["address"])
+        terminal.line(f"\nThe wallet is empty, so nothing can be paid. {how}")
     terminal.line("\nSpent in the last 24 hours:")
     terminal.table(_spent(answer), _SPENT)
     if answer["awaiting_approval"]:

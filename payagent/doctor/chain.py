@@ -9,7 +9,7 @@ from payagent.agent.base.chain_view import ChainView, require_right_clock
 from payagent.chain.open import kind_of, opened, require_found
 from payagent.chain.provider import BlockSeen, ChainProvider, Found, NotFound, Read, Unknown, Why
 from payagent.core.money import format_ada
-from payagent.core.network import NETWORKS, faucet_of
+from payagent.core.network import NETWORKS, how_to_fund
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, own_address
 from payagent.settings.schema import ProviderSettings, Settings
@@ -57,11 +57,8 @@ async def _wallet(provider: ChainProvider, base_url: str, settings: Settings) ->
     lovelace = sum(utxo.lovelace for utxo in read.value)
     if lovelace:
         return CheckResult("wallet", format_ada(lovelace))
-    faucet = faucet_of(settings.network, base_url, address)
-    more = "" if faucet is None else f"; test ADA is free: {faucet}"
-    return CheckResult(
-        "wallet", f"it has no ADA, so nothing can be paid; send some to {address}{more}", is_warning=True
-    )
+    detail = f"it has no ADA, so nothing can be paid. {how_to_fund(settings.network, base_url, address)}"
+    return CheckResult("wallet", detail, is_warning=True)
 
 
 async def _provider(provider: ChainProvider, base_url: str, network: str, now_ms: Callable[[], int]) -> str:

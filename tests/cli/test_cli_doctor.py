@@ -123,8 +123,8 @@ def test_doctor_names_an_empty_wallet_with_its_address_and_a_working_call_of_the
     config, address = closed_shop.config_of(data), closed_shop.made["address"]
     check = checks(config)["wallet"]
     assert (check["ok"], check["warning"]) == (True, True)
-    told, command = check["detail"].split(" is free: ")
-    assert f"send some to {address}; test ADA" in told
+    told, command = check["detail"].split(" is free:\n")
+    assert f"Send ADA to {address}. Test ADA" in told
     subprocess.run(shlex.split(command), check=True, capture_output=True)
     closed_shop.control("blocks", count=1)
     check = checks(config)["wallet"]
