@@ -38,6 +38,12 @@ PROVIDER = KINDS[FIRST_KIND]
 """The kind of chain provider that the new config has."""
 
 APP_NAME = "operator"
+_READ_AT_START = "# Read when the daemon starts. Only its owner may read it (chmod 600)."
+_WHAT_IT_HOLDS = "# Holds ledger.db, keystore.json and operator.token."
+_SPLITS = (
+    "# If a 402 states no mode, its revenue share is paid on top of the amount, not out of it.",
+    'split_mode = "additional"',
+)
 PASSPHRASE_LENGTH_MIN = 8
 
 Undo = list[Callable[[], object]]
@@ -170,41 +176,35 @@ def _require_own(path: Path) -> None:
 
 def config_text(choices: Choices) -> str:
     """Build the config file: the choices without defaults. For the T Backend it also sets the split mode."""
+    data_dir, project_id, passphrase = choices.data_dir, choices.project_id_file, choices.passphrase_file
+    merchants = (_merchant(name, origin, choices.partners.get(name)) for name, origin in choices.merchants.items())
     lines = [
         "# Created by `payagent init`. `payagent init --example` explains every key.",
-        "",
-        f"network = {_quote(choices.network)}",
-    ]
-    if choices.data_dir is not None:
-        lines += [
-            "",
-            "# Holds ledger.db, keystore.json and operator.token.",
-            _path("data_dir", choices.data_dir),
-        ]
-    lines += [
+        *("", f"network = {_quote(choices.network)}"),
+        *(
+            ["", "# Holds ledger.db, keystore.json and operator.token.", _path("data_dir", data_dir)]
+            if data_dir
+            else ()
+        ),
         *("", "[[chain.providers]]", f"kind = {_quote(FIRST_KIND)}"),
         "# The complete base URL: nothing is appended.",
         f"base_url = {_quote(choices.chain_url)}",
+        *([_path("project_id_file", project_id)] if project_id else ()),
+        *(line for merchant in merchants for line in merchant),
+        *(["", "[keystore]", _READ_AT_START, _path("passphrase_file", passphrase)] if passphrase else ()),
     ]
-    if choices.project_id_file is not None:
-        lines.append(_path("project_id_file", choices.project_id_file))
-    for name, origin in choices.merchants.items():
-        lines += ["", "# A merchant that may be paid.", f"[merchants.{_key(name)}]", f"origin = {_quote(origin)}"]
-        if name in choices.partners:
-            lines += ["# Sent as X-Partner.", f"partner = {_quote(choices.partners[name])}"]
-        if is_t_backend(origin):
-            lines += [
-                "# If a 402 states no mode, its revenue share is paid on top of the amount, not out of it.",
-                'split_mode = "additional"',
-            ]
-        lines += [
-            f"# With `auto_below` in [merchants.{_key(name)}.topup], the first top-up may follow at once: a",
-            "# balance that was never bought counts as 0.",
-        ]
-    if choices.passphrase_file is not None:
-        lines += ["", "[keystore]", "# Read when the daemon starts. Only its owner may read it (chmod 600)."]
-        lines.append(_path("passphrase_file", choices.passphrase_file))
     return "\n".join(lines) + "\n"
+
+
+def _merchant(name: str, origin: str, partner: str | None) -> list[str]:
+    """The lines of a merchant's table."""
+    return [
+        *("", "# A merchant that may be paid.", f"[merchants.{_key(name)}]", f"origin = {_quote(origin)}"),
+        *(["# Sent as X-Partner.", f"partner = {_quote(partner)}"] if partner is not None else ()),
+        *(_SPLITS if is_t_backend(origin) else ()),
+        f"# With `auto_below` in [merchants.{_key(name)}.topup], the first top-up may follow at once: a",
+        "# balance that was never bought counts as 0.",
+    ]
 
 
 def _path(key: str, path: Path) -> str:

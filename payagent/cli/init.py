@@ -14,10 +14,8 @@ import click
 from payagent.cli import init_questions as questions
 from payagent.cli.options import ask_passphrase, example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
-from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS, how_to_fund
 from payagent.core.origin import origin_part, short_name
-from payagent.core.policy import ANY, Limit, Scope, Window
 from payagent.core.problems import Refused
 from payagent.settings.config_file import TOKEN_FILE
 
@@ -114,10 +112,13 @@ def init(
     config, app, project_id = config or _default_config(), None, None
     origins = {name: origin_part(url) for name, url in _pairs(map(_named, merchants), "--merchant").items()}
     partner_by_name = _partners(partners, origins)
-    missing, can_ask = _missing(network, chain_url, passphrase_file), terminal.can_ask
+    needed = {"--network": network, "--chain-url": chain_url, "--passphrase-file": passphrase_file}
+    missing, can_ask = [name for name, value in needed.items() if value is None], terminal.can_ask
     if missing and can_ask:
-        terminal.say("This makes a wallet, a config and a first app.")
-        terminal.say("Nothing is written before the last answer. Ctrl-C stops it.\n")
+        terminal.say(
+            "This makes a wallet, a config and a first app.\n"
+            "Nothing is written before the last answer. Ctrl-C stops it.\n"
+        )
         network = network or questions.ask_network(terminal)
         chain_url = chain_url or questions.ask_chain_url(terminal, network)
         if project_id_file is None and PROVIDER.needs_secret(chain_url):
@@ -176,16 +177,13 @@ def _show_result(terminal: Terminal, created: "Made", choices: "Choices") -> Non
 def _show_next(terminal: Terminal, created: "Made", choices: "Choices") -> None:
     from shlex import quote
 
-    from payagent.agent.base.config import file_limits
-    from payagent.doctor.advice import void_because
+    from payagent.doctor.advice import void_limits
     from payagent.settings.loading import load_settings
 
     if choices.app is not None:
         terminal.say("\nGive the app's token to the program, then delete its file: payagent stores only the hash.")
-        settings = load_settings(created.config, os.environ)
-        limit = Limit(Scope("app"), LOVELACE, Window.DAY, choices.app.per_day_lovelace)
-        void = void_because(limit, tuple(file_limits(settings)), settings, {ANY: "", "app": choices.app.name})
-        terminal.say(f"Warning: {void}.\n" if void else "")
+    for _, why in void_limits(load_settings(created.config, os.environ)):
+        terminal.say(f"Warning: {why}.")
     terminal.say(f"{how_to_fund(choices.network, choices.chain_url, created.address)}\n\nNext:")
     option = "" if created.config == _default_config() else f" --config {quote(str(created.config))}"
     for command, does in (
@@ -198,8 +196,7 @@ def _show_next(terminal: Terminal, created: "Made", choices: "Choices") -> None:
 
 def _named(merchant: str) -> str:
     """NAME=URL. A URL without a name gets one."""
-    is_bare = "://" in merchant.partition("=")[0]
-    return f"{short_name(origin_part(merchant))}={merchant}" if is_bare else merchant
+    return f"{short_name(origin_part(merchant))}={merchant}" if "://" in merchant.partition("=")[0] else merchant
 
 
 def _pairs(values: Iterable[str], option: str) -> dict[str, str]:
@@ -217,11 +214,6 @@ def _partners(values: tuple[str, ...], merchants: dict[str, str]) -> dict[str, s
     if unknown := partners.keys() - merchants.keys():
         raise click.BadParameter(f"no --merchant is named {', '.join(sorted(unknown))}", param_hint="--partner")
     return partners
-
-
-def _missing(network: str | None, chain_url: str | None, passphrase_file: Path | None) -> list[str]:
-    options = {"--network": network, "--chain-url": chain_url, "--passphrase-file": passphrase_file}
-    return [name for name, value in options.items() if value is None]
 
 
 def _default_config() -> Path:

@@ -55,8 +55,7 @@ def ask_project_id(terminal: Terminal, file: Path) -> str | None:
         "\nBlockfrost answers only with a project id. Get one for this network at\n"
         f"https://blockfrost.io. It is saved in a file that only you can read:\n  {file}"
     )
-    text: str = click.prompt("Project id (not shown while you paste it)", hide_input=True, err=True)
-    return text.strip()
+    return str(click.prompt("Project id (not shown while you paste it)", hide_input=True, err=True)).strip()
 
 
 def ask_merchant(terminal: Terminal, network: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -109,14 +108,16 @@ def show_words(terminal: Terminal, words: str) -> None:
     from random import SystemRandom
 
     by_number = list(enumerate(words.split(), 1))
-    cells = [f"{number:>4} {word:<10}" for number, word in by_number]
-    lines = ["".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
+    lines = (
+        "".join(f"{n:>4} {word:<10}" for n, word in by_number[start : start + 4]) for start in range(0, 24, 4)
+    )
+    shown = f"{_WORDS_ARE}\n\n" + "\n".join(lines)
     terminal.stderr.write(_SHOW_OTHER_SCREEN)
     try:
         for reason in chain(("",), repeat("That was not the word. Look again.\n\n")):
             terminal.stderr.write(_CLEAR)
-            terminal.say(f"{reason}{_WORDS_ARE}\n\n" + "\n".join(lines))
-            click.prompt("\nPress Enter when you have written them down", "", show_default=False, err=True)
+            terminal.say(reason + shown)
+            click.prompt("Press Enter when you have written them down", "", show_default=False, err=True)
             terminal.stderr.write(_CLEAR)
             asked = sorted(SystemRandom().sample(by_number, 2))
             if all(click.prompt(f"Word {number}", err=True).strip() == word for number, word in asked):

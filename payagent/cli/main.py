@@ -231,12 +231,12 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
             ("control", places["control"]),
         ]
     )
-    terminal.line()
-    terminal.line("Send money from the faucet to your wallet:")
-    terminal.line(f"  curl -s {places['control']}/faucet -H 'content-type: application/json' \\")
-    terminal.line('    -d \'{"address": "\'"$(payagent wallet address --human)"\'", "lovelace": "500000000"}\'')
-    terminal.line("Get an invoice:")
-    terminal.line(f'  curl -s {places["merchant"]}/chat -d \'{{"message": "hello"}}\'')
+    terminal.line(
+        "\nSend money from the faucet to your wallet:\n"
+        f"  curl -s {places['control']}/faucet -H 'content-type: application/json' \\\n"
+        '    -d \'{"address": "\'"$(payagent wallet address --human)"\'", "lovelace": "500000000"}\'\n'
+        f'Get an invoice:\n  curl -s {places["merchant"]}/chat -d \'{{"message": "hello"}}\''
+    )
 
 
 @payagent.command(epilog=example("payagent demo", "payagent demo --fleet"))

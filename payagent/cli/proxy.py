@@ -3,7 +3,6 @@
 Never: pays (the daemon does).
 """
 
-import json
 import os
 import sys
 from functools import partial
@@ -64,10 +63,8 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
         place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
         def announce() -> None:
-            if terminal.is_json:
-                terminal.line(json.dumps({"proxy": place, "to": origin}))
-            else:
-                terminal.say(f"{place} serves {origin} and pays for its requests")
+            said = f"{place} serves {origin} and pays for its requests"
+            terminal.give({"proxy": place, "to": origin}, lambda: terminal.say(said))
 
         serve_bare(app, listener, announce)
 

@@ -80,8 +80,7 @@ def _show(terminal: Terminal, answer: dict[str, Any], client: "OperatorClient") 
         ]
     )
     if all(row["total"] == "0" for row in answer["assets"]):
-        chain_url = client.settings.chain.providers[0].base_url
-        how = how_to_fund(answer["network"], chain_url, answer["address"])
+        how = how_to_fund(answer["network"], client.settings.chain.providers[0].base_url, answer["address"])
         terminal.line(f"\nThe wallet is empty, so nothing can be paid. {how}")
     terminal.line("\nSpent in the last 24 hours:")
     terminal.table(_spent(answer), _SPENT)
@@ -90,7 +89,8 @@ def _show(terminal: Terminal, answer: dict[str, Any], client: "OperatorClient") 
         show_payments(terminal, answer["awaiting_approval"])
     terminal.line("\nAlerts:" if answer["alerts"] else "\nNo alerts.")
     for row in answer["alerts"]:
-        terminal.marked(row["kind"], "warning", f" since {show_time(row['at'])} UTC: {_about(row)}")
+        about = row["facts"].get("detail", row["subject"])
+        terminal.marked(row["kind"], "warning", f" since {show_time(row['at'])} UTC: {about}")
 
 
 def _account(row: dict[str, Any]) -> tuple[str, str]:
@@ -127,7 +127,3 @@ def _balance(row: dict[str, str]) -> str:
     asset = row["asset"]
     available, held = (show_units(asset, row[part]) for part in ("available", "held"))
     return f"{show_amount(asset, row['total'])} ({available} available, {held} held)"
-
-
-def _about(alert: dict[str, Any]) -> str:
-    return str(alert["facts"].get("detail", alert["subject"]))

@@ -64,8 +64,7 @@ def short_name(origin: str) -> str:
 
 def origin_part(url: str) -> str:
     """Scheme, host and port of a URL, unchecked: what `parse_origin` parses."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
+    return urlsplit(url)._replace(path="", query="", fragment="").geturl()
 
 
 def not_configured(origin: str) -> Refused:

@@ -64,7 +64,9 @@ class Refused(Exception):  # noqa: N818  the design's word for it
     `fix`: what to do in the case at hand, such as a command with its arguments, in place of the table's text.
     """
 
-    def __init__(self, name: str, detail: str, *, fix: object = None, **context: object) -> None:
+    def __init__(
+        self, name: str, detail: str, *, fix: object = None, money: object = None, **context: object
+    ) -> None:
         super().__init__(f"{name}: {detail}")
         self.name = name
         self.code, _, reason = name.partition("/")
@@ -75,13 +77,11 @@ class Refused(Exception):  # noqa: N818  the design's word for it
         self.problem = row if fix is None else replace(row, fix=str(fix))
         self.detail = detail
         self.context = context
-        self.money = self.problem.money
+        self.money = self.problem.money if money is None else str(money)
 
     def with_money(self, money: str) -> "Refused":
         """Return a copy with another money text. All callers of one commit may share the original object."""
-        copy = Refused(self.name, self.detail, fix=self.problem.fix, **self.context)
-        copy.money = money
-        return copy
+        return Refused(self.name, self.detail, fix=self.problem.fix, money=money, **self.context)
 
     @property
     def record(self) -> dict[str, object]:

@@ -55,19 +55,22 @@ def check_files(
 ) -> Iterator[CheckResult]:
     """Check config, folders, keystore, ledger, token and passphrase: modes, and that they belong together."""
     data_dir = settings.data_dir
-    yield finding("config file", lambda: _config(settings, config, looked_for, environ))
-    yield finding("data folder", lambda: _data_folder(data_dir))
-    yield finding("keystore", lambda: _keystore(settings))
+    yield from (
+        finding("config file", lambda: _config(settings, config, looked_for, environ)),
+        finding("data folder", lambda: _data_folder(data_dir)),
+        finding("keystore", lambda: _keystore(settings)),
+    )
     if settings.store.url is None:
-        yield finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE))
-        yield _ledger(settings)
+        yield from (finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE)), _ledger(settings))
     else:
         yield _database(settings, settings.store.url)
-    yield finding("socket folder", lambda: _socket_folder(settings.api.socket.parent))
-    yield finding("set at run time", lambda: _set_at_run_time(settings))
-    yield finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret))
-    yield finding("passphrase", lambda: _passphrase(settings, environ))
-    yield _fence(settings, config, environ)
+    yield from (
+        finding("socket folder", lambda: _socket_folder(settings.api.socket.parent)),
+        finding("set at run time", lambda: _set_at_run_time(settings)),
+        finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret)),
+        finding("passphrase", lambda: _passphrase(settings, environ)),
+        _fence(settings, config, environ),
+    )
     for target in settings.notifications:
         if target.secret_file is not None:
             read = _SECRET_OF_TARGET.get(target.kind, read_header_secret)

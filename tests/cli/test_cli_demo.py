@@ -73,7 +73,7 @@ def test_without_the_extra_the_demo_names_it_and_goes_on(on: Stage, monkeypatch:
 
 
 def test_a_demo_that_waits_too_long_says_that_the_machine_may_be_busy(on: Stage) -> None:
-    with pytest.raises(DemoFailed, match="timed out after 0 s: the moon. The machine may be busy"):
+    with pytest.raises(DemoFailed, match=r"timed out after 0 s: the moon\. The machine may be busy"):
         on.until("the moon", lambda: False, 0.01)
 
 

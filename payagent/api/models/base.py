@@ -7,7 +7,7 @@ Never: I/O; accepts an unknown key, because a misspelt limit on money would sile
 import base64
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Annotated, Any, Self, TypeVar
 
@@ -38,7 +38,6 @@ LINE_MAX_CHARS = 300
 
 # the envelope adds two levels around the 402's body, which may be as deep as one sent by itself
 _DEPTH_MAX = strict_json.MAX_DEPTH + 2
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 _FAULTS = {"extra_forbidden": 0, "missing": 1, "refused": 3}
 
@@ -98,13 +97,10 @@ def _in_supply(units: int, info: ValidationInfo) -> int:
 
 def _time_ms(text: object) -> int:
     try:
-        day = f"{text}T00:00:00Z" if isinstance(text, str) and _DATE.fullmatch(text) else text
-        moment = datetime.fromisoformat(day if isinstance(day, str) else "")
-        if moment.tzinfo is None:
-            raise ValueError
-        return posix_ms(moment)
+        moment = datetime.fromisoformat(text if isinstance(text, str) else "")
+        return posix_ms(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
-        raise ValueError("write a date, or a time with its zone, such as 2026-11-24T13:38:18Z") from None
+        raise ValueError("write a date or a time, such as 2026-11-24 or 2026-11-24T13:38:18Z") from None
 
 
 def _line(text: str) -> str:
