@@ -35,8 +35,10 @@ def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
 
 
 def _open(on: Stage, say: Say) -> None:
-    urls = f"   chain     {on.devnet.chain_url}\n   merchant  {on.devnet.merchant_url}"
-    say(f"{urls}\n   wallet    {on.wallet.address}")
+    say(
+        f"   chain     {on.devnet.chain_url}\n   merchant  {on.devnet.merchant_url}\n"
+        f"   wallet    {on.wallet.address}"
+    )
     on.control("faucet", {"address": on.wallet.address, "lovelace": str(FUNDS_LOVELACE)})
     on.start_daemon()
     say(f"   daemon    {on.daemon.url}, its own process, is ready")

@@ -244,6 +244,7 @@ def test_init_given_up_before_the_words_are_repeated_leaves_nothing(tmp_path: Pa
         write_down(session)
         session.expect("Word ")
         session.interrupt()
+        session.type("")  # ends a read that begins just after the signal, which it does not interrupt
         assert session.end() == 130
     assert session.seen.index(OTHER_SCREEN) < session.seen.index(SCREEN)
     assert [path.name for path in tmp_path.iterdir()] == ["passphrase"]
