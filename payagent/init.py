@@ -22,6 +22,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import Refused
+from payagent.secret_file import open_to_others
 from payagent.settings.config_file import TOKEN_FILE
 from payagent.settings.loading import load_settings
 from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE, WORDS_FILE, require_config_out_of_reach
@@ -37,6 +38,12 @@ PROVIDER = KINDS[FIRST_KIND]
 """The kind of chain provider that the new config has."""
 
 APP_NAME = "operator"
+_READ_AT_START = "# Read when the daemon starts. Only its owner may read it (chmod 600)."
+_WHAT_IT_HOLDS = "# Holds ledger.db, keystore.json and operator.token."
+_SPLITS = (
+    "# If a 402 states no mode, its revenue share is paid on top of the amount, not out of it.",
+    'split_mode = "additional"',
+)
 PASSPHRASE_LENGTH_MIN = 8
 
 Undo = list[Callable[[], object]]
@@ -55,8 +62,8 @@ class FirstApp:
 class Choices:
     """The operator's choices. `merchants` are origins by name, `partners` are X-Partner values by name.
 
-    All paths are absolute. `data_dir` None means the default, `words` None means new ones. Without `app` the
-    operator is the only app.
+    All paths are absolute. `data_dir` None means the default, `words` None means new ones. A `project_id` is
+    written to its file. Without `app` the operator is the only app.
     """
 
     network: str
@@ -68,24 +75,24 @@ class Choices:
     passphrase: str = field(repr=False)
     words: str | None = field(default=None, repr=False)
     project_id_file: Path | None = None
+    project_id: str | None = field(default=None, repr=False)
     passphrase_file: Path | None = None
     app: FirstApp | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The created wallet. `token` is the operator's, `app_token` that of the first app, if there is one.
+    """The created wallet. `token` is the operator's, `app_token_file` has that of the first app, if there is one.
 
-    `new_words` is None if words were restored. `words_file` is None if words were not written to a file.
+    `words_file` is None if words were restored or shown.
     """
 
     config: Path
     data_dir: Path
     address: str
     token: str = field(repr=False)
-    new_words: str | None = field(repr=False)
     words_file: Path | None
-    app_token: str | None = field(repr=False)
+    app_token_file: Path | None
 
 
 def initialise(
@@ -93,10 +100,10 @@ def initialise(
     environ: Mapping[str, str],
     ports: Ports,
     *,
-    write_words: bool,
+    show_words: Callable[[str], None] | None,
     randomness: creation.RandomBytes,
 ) -> Made:
-    """Create everything, or nothing. `write_words` puts new words in a 0600 file in the data folder.
+    """Create everything, or nothing. Without `show_words`, new words are in a 0600 file in the data folder.
 
     Refused: `already_exists`, `config_invalid`, `mnemonic_invalid`, `passphrase_too_short`.
     """
@@ -104,24 +111,34 @@ def initialise(
         require_long(choices.passphrase)
     with undone_on_failure() as undo:
         write_new(choices.config, config_text(choices), undo)
-        settings = load_settings(choices.config, environ)
+        try:
+            settings = load_settings(choices.config, environ)
+        except Refused as refused:
+            fix = "Correct the option that it is about, and repeat the command. Nothing was written."
+            raise Refused(refused.name, refused.detail, fix=fix) from None
         _require_same(settings, choices)
         for name, provider in settings.chain.named.items():
             kind_of(name, provider)
         require_config_out_of_reach(settings, [choices.config], [settings.data_dir])
+        if choices.project_id_file is not None and choices.project_id is not None:
+            write_new(choices.project_id_file, choices.project_id + "\n", undo)
         make_private_folder(settings.data_dir, undo, config=choices.config)
         require_none(settings.data_dir)
         words = choices.words or creation.new_words(randomness)
-        words_file = settings.data_dir / WORDS_FILE if write_words and choices.words is None else None
+        words_file = None if choices.words or show_words else settings.data_dir / WORDS_FILE
         if words_file is not None:
             write_new(words_file, words + "\n", undo)
+        elif show_words is not None and choices.words is None:
+            show_words(words)
         header = _make_keystore(settings, words, choices.passphrase, randomness, undo)
         token = new_token(ports.randomness)
-        app_token = None if choices.app is None else new_token(ports.randomness)
+        app_token = new_token(ports.randomness)
         _make_ledger(settings.data_dir / LEDGER_FILE, ports, token, choices.app, app_token, undo)
         write_new(settings.data_dir / TOKEN_FILE, token + "\n", undo)
-    new_words = None if choices.words is not None else words
-    return Made(choices.config, settings.data_dir, header.address, token, new_words, words_file, app_token)
+        app_token_file = None if choices.app is None else settings.data_dir / f"{choices.app.name}.token"
+        if app_token_file is not None:
+            write_new(app_token_file, app_token + "\n", undo)
+    return Made(choices.config, settings.data_dir, header.address, token, words_file, app_token_file)
 
 
 def require_long(passphrase: str) -> None:
@@ -159,41 +176,35 @@ def _require_own(path: Path) -> None:
 
 def config_text(choices: Choices) -> str:
     """Build the config file: the choices without defaults. For the T Backend it also sets the split mode."""
+    data_dir, project_id, passphrase = choices.data_dir, choices.project_id_file, choices.passphrase_file
+    merchants = (_merchant(name, origin, choices.partners.get(name)) for name, origin in choices.merchants.items())
     lines = [
         "# Created by `payagent init`. `payagent init --example` explains every key.",
-        "",
-        f"network = {_quote(choices.network)}",
-    ]
-    if choices.data_dir is not None:
-        lines += [
-            "",
-            "# Holds ledger.db, keystore.json and operator.token.",
-            _path("data_dir", choices.data_dir),
-        ]
-    lines += [
+        *("", f"network = {_quote(choices.network)}"),
+        *(
+            ["", "# Holds ledger.db, keystore.json and operator.token.", _path("data_dir", data_dir)]
+            if data_dir
+            else ()
+        ),
         *("", "[[chain.providers]]", f"kind = {_quote(FIRST_KIND)}"),
         "# The complete base URL: nothing is appended.",
         f"base_url = {_quote(choices.chain_url)}",
+        *([_path("project_id_file", project_id)] if project_id else ()),
+        *(line for merchant in merchants for line in merchant),
+        *(["", "[keystore]", _READ_AT_START, _path("passphrase_file", passphrase)] if passphrase else ()),
     ]
-    if choices.project_id_file is not None:
-        lines.append(_path("project_id_file", choices.project_id_file))
-    for name, origin in choices.merchants.items():
-        lines += ["", "# A merchant that may be paid.", f"[merchants.{_key(name)}]", f"origin = {_quote(origin)}"]
-        if name in choices.partners:
-            lines += ["# Sent as X-Partner.", f"partner = {_quote(choices.partners[name])}"]
-        if is_t_backend(origin):
-            lines += [
-                "# If a 402 states no mode, its revenue share is paid on top of the amount, not out of it.",
-                'split_mode = "additional"',
-            ]
-        lines += [
-            f"# With `auto_below` in [merchants.{_key(name)}.topup], the first top-up may follow at once: a",
-            "# balance that was never bought counts as 0.",
-        ]
-    if choices.passphrase_file is not None:
-        lines += ["", "[keystore]", "# Read when the daemon starts. Only its owner may read it (chmod 600)."]
-        lines.append(_path("passphrase_file", choices.passphrase_file))
     return "\n".join(lines) + "\n"
+
+
+def _merchant(name: str, origin: str, partner: str | None) -> list[str]:
+    """The lines of a merchant's table."""
+    return [
+        *("", "# A merchant that may be paid.", f"[merchants.{_key(name)}]", f"origin = {_quote(origin)}"),
+        *(["# Sent as X-Partner.", f"partner = {_quote(partner)}"] if partner is not None else ()),
+        *(_SPLITS if is_t_backend(origin) else ()),
+        f"# With `auto_below` in [merchants.{_key(name)}.topup], the first top-up may follow at once: a",
+        "# balance that was never bought counts as 0.",
+    ]
 
 
 def _path(key: str, path: Path) -> str:
@@ -237,9 +248,7 @@ def _make_keystore(
     return header
 
 
-def _make_ledger(
-    path: Path, ports: Ports, token: str, first: FirstApp | None, app_token: str | None, undo: Undo
-) -> None:
+def _make_ledger(path: Path, ports: Ports, token: str, first: FirstApp | None, app_token: str, undo: Undo) -> None:
     """Create an empty ledger with the operator, who has every scope, and the first app, which may pay."""
     write_new(path, "", undo)  # an empty file is an empty database, and O_EXCL makes it ours
     undo += [path.with_name(path.name + more).unlink for more in ("-wal", "-shm")]
@@ -248,10 +257,9 @@ def _make_ledger(
 
     def job(unit: Unit) -> None:
         apps.add_with_token(unit, operator_id, APP_NAME, hash_token(token), SCOPES, now_ms)
-        if first is None or app_token is None:
+        if first is None:
             return
-        token_hash = hash_token(app_token)
-        apps.add_with_token(unit, app_id, first.name, token_hash, ("pay",), now_ms, by_app=operator_id)
+        apps.add_with_token(unit, app_id, first.name, hash_token(app_token), ("pay",), now_ms, by_app=operator_id)
         most = {Window.DAY: first.per_day_lovelace}
         write_limits(unit, Scope(app_id), LOVELACE, most, operator_id, now_ms)
 
@@ -283,7 +291,7 @@ def make_private_folder(folder: Path, undo: Undo, config: Path | None = None) ->
     elif not folder.is_dir():
         raise Refused("already_exists/file", f"{folder} exists already, and is not a folder")
     elif folder.stat().st_mode & 0o077 and any(entry != config for entry in folder.iterdir()):
-        raise Refused("config_invalid", f"{folder} is open to others and not empty; run: chmod 700 {folder}")
+        raise open_to_others(f"{folder} is open to others and not empty", f"chmod 700 {folder}")
     undo.append(partial(folder.chmod, folder.stat().st_mode))
     folder.chmod(0o700)
 

@@ -41,7 +41,7 @@ def read_secret_file(path: Path, *, private: bool = True) -> str:
     except OSError as error:
         raise Refused("config_invalid", f"the secret file {path} cannot be read: {error.strerror}") from None
     if private and status.st_mode & 0o077:
-        raise Refused("config_invalid", f"the secret file {path} is open to others; run: chmod 600 {path}")
+        raise open_to_others(f"the secret file {path} is open to others", f"chmod 600 {path}")
     if private and status.st_uid not in (0, os.geteuid()):
         raise Refused("config_invalid", f"the secret file {path} belongs to another user")
     try:
@@ -51,6 +51,11 @@ def read_secret_file(path: Path, *, private: bool = True) -> str:
     if not secret or len(raw) > SECRET_BYTES_MAX:
         raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
     return secret
+
+
+def open_to_others(detail: str, command: str) -> Refused:
+    """`config_invalid` with the command that mends it."""
+    return Refused("config_invalid", f"{detail}; run: {command}", fix=f"Run: {command}")
 
 
 def read_header_secret(path: Path) -> str:
@@ -96,7 +101,7 @@ def require_private(path: Path) -> str:
     status = path.stat()
     mode, expected = stat.S_IMODE(status.st_mode), 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
     if mode & 0o077:
-        raise Refused("config_invalid", f"{path} is open to others ({mode:04o}); run: chmod {expected:o} {path}")
+        raise open_to_others(f"{path} is open to others ({mode:04o})", f"chmod {expected:o} {path}")
     return f"{path} ({mode:04o})"
 
 
@@ -126,15 +131,15 @@ def require_unchanged_by_others(path: Path) -> str:
             raise Refused("config_invalid", f"{step} cannot be read: {error.strerror}") from None
         problem = f"{path} can be changed by others"
         if status.st_uid not in (0, os.geteuid()):
-            fix = f"chown {'root' if os.geteuid() == 0 else os.geteuid()} {step}"
-            raise Refused(
-                "config_invalid", f"{problem}: {step} belongs to another user (uid {status.st_uid}); {fix}"
+            raise open_to_others(
+                f"{problem}: {step} belongs to another user (uid {status.st_uid})",
+                f"chown {'root' if os.geteuid() == 0 else os.geteuid()} {step}",
             )
         is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
         is_protected = stat.S_ISLNK(status.st_mode) or is_sticky
         for_others = stat.S_IWOTH | (0 if _is_private(status.st_gid) else stat.S_IWGRP)
         if not is_protected and status.st_mode & for_others:
-            raise Refused("config_invalid", f"{problem} of this machine; run: chmod go-w {step}")
+            raise open_to_others(f"{problem} of this machine", f"chmod go-w {step}")
     return f"{path} ({stat.S_IMODE(path.stat().st_mode):04o})"
 
 
@@ -172,9 +177,8 @@ def require_own_folder(folder: Path) -> str:
     if status.st_uid not in (0, os.geteuid()):
         raise Refused("config_invalid", f"{folder}, the folder of api.socket, belongs to another user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Refused(
-            "config_invalid",
-            f"{folder}, the folder of api.socket, can be written by others: choose another one, "
-            f"or run: chmod go-w {folder}",
+        raise open_to_others(
+            f"{folder}, the folder of api.socket, can be written by others: choose another one",
+            f"chmod go-w {folder}",
         )
     return f"{folder} ({stat.S_IMODE(status.st_mode):04o})"

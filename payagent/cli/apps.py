@@ -33,17 +33,11 @@ _EXPIRES = "When the token expires: 90d, 12h or a UTC time such as 2026-12-31T00
 
 
 def _moment(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
-    """Parse a time, or a duration from now, to RFC 3339. A time without a zone is UTC."""
-    if text is None:
-        return None
-    if span := _SPAN.fullmatch(text):
-        ahead = timedelta(hours=int(span[1]) * _HOURS[span[2]])
-        return (datetime.now(UTC) + ahead).isoformat(timespec="seconds")
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter("write a time such as 2026-12-31T00:00:00Z, or 90d or 12h") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
+    """Turn a duration from now into a time. Any other text is a time, which the daemon reads."""
+    span = _SPAN.fullmatch(text or "")
+    if span is None:
+        return text
+    return (datetime.now(UTC) + timedelta(hours=int(span[1]) * _HOURS[span[2]])).isoformat(timespec="seconds")
 
 
 @group_of(

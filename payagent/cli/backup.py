@@ -104,9 +104,10 @@ def _utxos(utxos: "UtxoTotals") -> Json:
 
 def _show(terminal: Terminal, restored: "Restored") -> None:
     manifest = restored.manifest
-    made_at = iso_time(manifest.made_at_ms)
-    terminal.line(f"Restored the wallet {manifest.address} of {made_at} into {restored.data_dir}.")
-    terminal.line(f"{counted(manifest.payments, 'payment')}, {manifest.open_payments} of them not settled.")
+    terminal.line(
+        f"Restored the wallet {manifest.address} of {iso_time(manifest.made_at_ms)} into {restored.data_dir}.\n"
+        f"{counted(manifest.payments, 'payment')}, {manifest.open_payments} of them not settled."
+    )
     if restored.app is not None:
         terminal.line(f"operator.token is new, for the new app {restored.app!r}. Earlier tokens stay valid.")
     for line in _comparison(restored.differences):

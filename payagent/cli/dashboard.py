@@ -63,10 +63,9 @@ def confirm(terminal: Terminal, connect: Connect, code: str, yes: bool) -> None:
     """
     client = connect()
     order = client.get(f"/v1/dashboard/orders/{code}")
-    terminal.say(order["title"])
-    for fact in order["facts"]:
-        terminal.say(f"  {fact['name']}: {fact['value']}")
-    terminal.say(f"  asked by: {order['app']}, signed in since {show_time(order['signed_in_at'])} UTC")
+    facts = "".join(f"  {fact['name']}: {fact['value']}\n" for fact in order["facts"])
+    by = f"  asked by: {order['app']}, signed in since {show_time(order['signed_in_at'])} UTC"
+    terminal.say(f"{order['title']}\n{facts}{by}")
     if not yes:
         if not terminal.can_ask:
             raise click.UsageError("nobody can be asked here: nothing was done; add --yes to carry it out")

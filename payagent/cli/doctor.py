@@ -93,10 +93,10 @@ def _show(terminal: Terminal, data: list[Json]) -> None:
     failed_by_fix: dict[str, list[str]] = {}
     for row in data:
         mark, tone = _MARKS[bool(row["ok"]), bool(row["warning"])]
-        terminal.marked(mark, tone, f" {str(row['name']).ljust(width)}  {row['detail']}")
+        terminal.marked(mark, tone, f" {str(row['name']).ljust(width)}  {row['detail']}", " " * (width + 7))
         if row["fix"] is not None:
             failed_by_fix.setdefault(str(row["fix"]), []).append(str(row["name"]))
     if failed_by_fix:
         terminal.line("\nWhat to do:")
     for fix, names in failed_by_fix.items():
-        terminal.line(f"  {', '.join(names)}: {fix}")
+        terminal.line(f"  {', '.join(names)}: {fix}", "    ")

@@ -41,7 +41,7 @@ from payagent.core.cost_headers import (
     read_cost,
 )
 from payagent.core.money import parse_bound
-from payagent.core.origin import parse_origin
+from payagent.core.origin import not_configured, parse_origin
 from payagent.core.payment.machine import WITHOUT_PROOF
 from payagent.core.problems import Refused
 from payagent.core.version import USER_AGENT
@@ -175,7 +175,7 @@ def _content_type(content: bytes) -> str:
 def _require_merchant(client: "OperatorClient", origin: str) -> None:
     """Refuse an origin that is not configured, before anything is sent to it."""
     if origin not in {row["origin"] for row in client.get("/v1/merchants")["merchants"]}:
-        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
+        raise not_configured(origin)
 
 
 @dataclass(slots=True)

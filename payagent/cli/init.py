@@ -4,6 +4,8 @@ Never: shows the passphrase; shows recovery words anywhere but on a terminal.
 """
 
 import os
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,10 @@ import click
 from payagent.cli import init_questions as questions
 from payagent.cli.options import ask_passphrase, example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
-from payagent.core.network import NETWORKS, faucet_of
+from payagent.core.network import NETWORKS, how_to_fund
+from payagent.core.origin import origin_part, short_name
 from payagent.core.problems import Refused
+from payagent.settings.config_file import TOKEN_FILE
 
 if TYPE_CHECKING:
     from payagent.init import Choices, Made
@@ -48,8 +52,8 @@ def _print_example(context: click.Context, _parameter: click.Parameter, is_set: 
     "--merchant",
     "merchants",
     multiple=True,
-    metavar="NAME=ORIGIN",
-    help="Allow a merchant, such as t=https://api.example.com. Repeatable.",
+    metavar="[NAME=]URL",
+    help="Allow a merchant, such as https://api.example.com or t=https://api.example.com. Repeatable.",
 )
 @click.option(
     "--partner", "partners", multiple=True, metavar="NAME=ID", help="X-Partner for that merchant. Repeatable."
@@ -97,24 +101,29 @@ def init(
 ) -> None:
     """Create a wallet, a config and a first token.
 
-    On a terminal it asks for what is missing, and shows the 24 recovery words once. If it had to ask, it also adds
-    a first app with a limit. Without a terminal it writes the words to a 0600 file in the data dir and names it on
-    stderr: move that file off this machine. The operator token has every scope and is saved as operator.token in
-    the data dir, where other commands find it. Nothing is overwritten.
+    On a terminal it asks for what is missing, shows the 24 recovery words once, and asks for two of them. If a
+    setting was missing, it also adds a first app with a limit. Without a terminal it writes the words to a 0600
+    file in the data dir and names it on stderr: move that file off this machine. The operator token has every
+    scope and is saved as operator.token in the data dir, where other commands find it. Nothing is overwritten.
     """
     from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
-    from payagent.init import Choices, initialise
+    from payagent.init import PROVIDER, Choices, initialise
 
-    config, app = config or _default_config(), None
-    origins = _pairs(merchants, "--merchant")
+    config, app, project_id = config or _default_config(), None, None
+    origins = {name: origin_part(url) for name, url in _pairs(map(_named, merchants), "--merchant").items()}
     partner_by_name = _partners(partners, origins)
-    missing, can_ask = _missing(network, chain_url, passphrase_file), terminal.can_ask
+    needed = {"--network": network, "--chain-url": chain_url, "--passphrase-file": passphrase_file}
+    missing, can_ask = [name for name, value in needed.items() if value is None], terminal.can_ask
     if missing and can_ask:
-        terminal.say("This makes a wallet, a config and a first app.")
-        terminal.say("Nothing is written before the last answer. Ctrl-C stops it.\n")
+        terminal.say(
+            "This makes a wallet, a config and a first app.\n"
+            "Nothing is written before the last answer. Ctrl-C stops it.\n"
+        )
         network = network or questions.ask_network(terminal)
         chain_url = chain_url or questions.ask_chain_url(terminal, network)
-        project_id_file = project_id_file or questions.ask_project_id_file(terminal, chain_url, config.parent)
+        if project_id_file is None and PROVIDER.needs_secret(chain_url):
+            project_id_file = config.parent / "blockfrost-project-id"
+            project_id = questions.ask_project_id(terminal, project_id_file)
         if not origins:
             origins, partner_by_name = questions.ask_merchant(terminal, network)
         app = questions.ask_app(terminal)
@@ -132,34 +141,34 @@ def init(
         else _read_passphrase(terminal, passphrase_file, private=network != "devnet" or restore is not None),
         words=None if restore is None else _read_words(terminal, restore),
         project_id_file=project_id_file,
+        project_id=project_id,
         passphrase_file=passphrase_file,
         app=app,
     )
     ports = Ports(SystemClock(), SystemRandomness())
-    created = initialise(choices, os.environ, ports, write_words=not can_ask, randomness=os.urandom)
+    show_words = partial(questions.show_words, terminal) if can_ask else None
+    created = initialise(choices, os.environ, ports, show_words=show_words, randomness=os.urandom)
     _show_result(terminal, created, choices)
 
 
 def _show_result(terminal: Terminal, created: "Made", choices: "Choices") -> None:
-    """Show the result, the recovery words first: they are shown only once."""
+    """Show the result. Tokens are for programs; people are shown where they are."""
     if created.words_file is not None:
         terminal.say(
             f"The 24 recovery words are in {created.words_file}: copy them off this machine, then delete the file."
         )
-    elif created.new_words is not None:
-        _show_words(terminal, created.new_words)
     data = {
         "config": str(created.config),
         "data_dir": str(created.data_dir),
         "address": created.address,
         "token": created.token,
     }
-    if choices.app is not None and created.app_token is not None:
-        data |= {"app": choices.app.name, "app_token": created.app_token}
+    if choices.app is not None:
+        data |= {"app": choices.app.name, "app_token_file": str(created.app_token_file)}
 
     def human() -> None:
-        labels = {"token": "operator token"}
-        terminal.pairs([(labels.get(name, name.replace("_", " ")), value) for name, value in data.items()])
+        shown = {**data, "token": f"in {created.data_dir / TOKEN_FILE}"}
+        terminal.pairs([(name.replace("_", " "), value) for name, value in shown.items()])
         _show_next(terminal, created, choices)
 
     terminal.give(data, human)
@@ -168,11 +177,14 @@ def _show_result(terminal: Terminal, created: "Made", choices: "Choices") -> Non
 def _show_next(terminal: Terminal, created: "Made", choices: "Choices") -> None:
     from shlex import quote
 
+    from payagent.doctor.advice import void_limits
+    from payagent.settings.loading import load_settings
+
     if choices.app is not None:
-        terminal.say("\nGive the app token to the program. It is not shown again: payagent stores only its hash.")
-    faucet = faucet_of(choices.network, choices.chain_url, created.address)
-    more = "" if faucet is None else f" Test ADA is free:\n  {faucet}"
-    terminal.say(f"Send ADA to the address.{more}\n\nNext:")
+        terminal.say("\nGive the app's token to the program, then delete its file: payagent stores only the hash.")
+    for _, why in void_limits(load_settings(created.config, os.environ)):
+        terminal.say(f"Warning: {why}.")
+    terminal.say(f"{how_to_fund(choices.network, choices.chain_url, created.address)}\n\nNext:")
     option = "" if created.config == _default_config() else f" --config {quote(str(created.config))}"
     for command, does in (
         ("serve", "start the daemon, and leave it running"),
@@ -182,19 +194,12 @@ def _show_next(terminal: Terminal, created: "Made", choices: "Choices") -> None:
         terminal.say(f"  payagent {command}{option}  # {does}")
 
 
-def _show_words(terminal: Terminal, words: str) -> None:
-    terminal.say(
-        "\nThe recovery words of this wallet. Anyone who has them can take the money. Write them down now:"
-    )
-    terminal.say("they are not shown again.\n")
-    word_list = words.split()
-    for start in range(0, len(word_list), 4):
-        line = "".join(f"{n + 1:>4} {word_list[n]:<10}" for n in range(start, start + 4))
-        terminal.say(line)
-    click.prompt("\nPress Enter when you have written them down", default="", show_default=False, err=True)
+def _named(merchant: str) -> str:
+    """NAME=URL. A URL without a name gets one."""
+    return f"{short_name(origin_part(merchant))}={merchant}" if "://" in merchant.partition("=")[0] else merchant
 
 
-def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
+def _pairs(values: Iterable[str], option: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for value in values:
         name, separator, rest = value.partition("=")
@@ -209,11 +214,6 @@ def _partners(values: tuple[str, ...], merchants: dict[str, str]) -> dict[str, s
     if unknown := partners.keys() - merchants.keys():
         raise click.BadParameter(f"no --merchant is named {', '.join(sorted(unknown))}", param_hint="--partner")
     return partners
-
-
-def _missing(network: str | None, chain_url: str | None, passphrase_file: Path | None) -> list[str]:
-    options = {"--network": network, "--chain-url": chain_url, "--passphrase-file": passphrase_file}
-    return [name for name, value in options.items() if value is None]
 
 
 def _default_config() -> Path:

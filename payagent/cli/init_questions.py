@@ -1,10 +1,11 @@
 """What `payagent init` asks at a terminal. Each answer is checked at once, and asked for again if it is not valid.
 
-Never: writes anything; asks for a secret.
+Never: writes anything.
 """
 
 import re
 from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,14 +15,19 @@ from payagent.cli.terminal import Terminal
 from payagent.core.bounds import APP_NAME_PATTERN
 from payagent.core.money import parse_ada
 from payagent.core.network import NETWORKS
-from payagent.core.origin import T_BACKEND
+from payagent.core.origin import T_BACKEND, origin_part, short_name
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
     from payagent.init import FirstApp
 
 T = TypeVar("T")
-_PRESETS = ("t-backend", "x402", "none")
+_WORDS_ARE = (
+    "The 24 recovery words of this wallet. Anyone who has them can take the money.\n"
+    "Write them down now: they are not shown again. You will be asked for two of them."
+)
+_SHOW_OTHER_SCREEN, _CLEAR, _SHOW_SCREEN = "\x1b[?1049h", "\x1b[H\x1b[2J", "\x1b[?1049l"
+"""Of xterm. What the other screen shows does not stay in the terminal's history."""
 
 
 def ask_network(terminal: Terminal) -> str:
@@ -40,27 +46,16 @@ def ask_chain_url(terminal: Terminal, network: str) -> str:
     return _ask("Base URL of the Blockfrost API", PROVIDER.parse_url, PROVIDER.urls[network])
 
 
-def ask_project_id_file(terminal: Terminal, chain_url: str, folder: Path) -> Path | None:
-    """Ask for the file with the project id, if the provider needs one."""
-    from payagent.init import PROVIDER
-    from payagent.secret_file import read_secret_file
-
-    if not PROVIDER.needs_secret(chain_url):
+def ask_project_id(terminal: Terminal, file: Path) -> str | None:
+    """Ask for the provider's project id, without echo. None if its file has one already."""
+    if file.exists():
+        terminal.say(f"\nThe project id is in {file}.")
         return None
-
-    def parse(text: str) -> Path:
-        path = Path(text).expanduser().absolute()
-        read_secret_file(path)
-        return path
-
-    default = folder / "blockfrost-project-id"
     terminal.say(
         "\nBlockfrost answers only with a project id. Get one for this network at\n"
-        "https://blockfrost.io. Save it in a file that only you can read: start this\n"
-        "command in another terminal, paste the id, and press Enter and Ctrl-D:\n"
-        f"  install -D -m 600 /dev/stdin {default}"
+        f"https://blockfrost.io. It is saved in a file that only you can read:\n  {file}"
     )
-    return _ask("File with the project id", parse, str(default))
+    return str(click.prompt("Project id (not shown while you paste it)", hide_input=True, err=True)).strip()
 
 
 def ask_merchant(terminal: Terminal, network: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -69,15 +64,12 @@ def ask_merchant(terminal: Terminal, network: str) -> tuple[dict[str, str], dict
 
     terminal.say(
         "\npayagent pays only merchants that you name. You can add others later.\n"
-        "t-backend is Flux Point's T Backend. x402 is any server that speaks x402."
+        "t-backend is Flux Point's T Backend."
     )
-    preset = click.prompt("Merchant that may be paid", type=click.Choice(_PRESETS), err=True)
-    if preset == "none":
-        return {}, {}
-    is_t_backend = preset == "t-backend"
 
     def origin_of(text: str) -> str:
-        return read_merchant("t", {"origin": text}, network).origin
+        url = T_BACKEND if text == "t-backend" else origin_part(text)
+        return "" if text == "none" else read_merchant("t", {"origin": url}, network).origin
 
     def partner_of(text: str) -> str | None:
         return read_merchant("t", {"origin": origin, "partner": text}, network).partner if text else None
@@ -86,13 +78,13 @@ def ask_merchant(terminal: Terminal, network: str) -> tuple[dict[str, str], dict
         read_merchant(text, {"origin": origin}, network)
         return text
 
-    known = T_BACKEND if is_t_backend and network != "devnet" else None
-    origin = _ask("Its origin, such as https://api.example.com", origin_of, known)
-    name = _ask("A short name for it", name_of, "t" if is_t_backend else "x402")
-    partner = (
-        _ask("Your partner name there, sent as X-Partner (empty: none)", partner_of, "") if is_t_backend else None
-    )
-    return {name: origin}, {} if partner is None else {name: partner}
+    origin = _ask("Merchant that may be paid: its URL, t-backend or none", origin_of, None)
+    if not origin:
+        return {}, {}
+    name = _ask("A short name for it", name_of, short_name(origin))
+    takes_partner = network == "devnet" or origin == T_BACKEND
+    partner = takes_partner and _ask("Your partner name there, sent as X-Partner (empty: none)", partner_of, "")
+    return {name: origin}, {name: partner} if partner else {}
 
 
 def ask_app(terminal: Terminal) -> "FirstApp":
@@ -109,6 +101,29 @@ def ask_app(terminal: Terminal) -> "FirstApp":
     )
     name = _ask("Name of the first program", name_of, "agent")
     return FirstApp(name, _ask("The most it may spend in 24 hours", parse_ada, "5 ADA"))
+
+
+def show_words(terminal: Terminal, words: str) -> None:
+    """Show new recovery words on the terminal's other screen, until two of them are given back."""
+    from random import SystemRandom
+
+    by_number = list(enumerate(words.split(), 1))
+    lines = (
+        "".join(f"{n:>4} {word:<10}" for n, word in by_number[start : start + 4]) for start in range(0, 24, 4)
+    )
+    shown = f"{_WORDS_ARE}\n\n" + "\n".join(lines)
+    terminal.stderr.write(_SHOW_OTHER_SCREEN)
+    try:
+        for reason in chain(("",), repeat("That was not the word. Look again.\n\n")):
+            terminal.stderr.write(_CLEAR)
+            terminal.say(reason + shown)
+            click.prompt("Press Enter when you have written them down", "", show_default=False, err=True)
+            terminal.stderr.write(_CLEAR)
+            asked = sorted(SystemRandom().sample(by_number, 2))
+            if all(click.prompt(f"Word {number}", err=True).strip() == word for number, word in asked):
+                return
+    finally:
+        terminal.stderr.write(_SHOW_SCREEN)
 
 
 def _ask(question: str, parse: Callable[[str], T], default: str | None) -> T:

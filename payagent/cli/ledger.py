@@ -303,9 +303,7 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
         terminal.line(f"{counted(len(findings), 'finding') if findings else 'clean'}: {answer['payment']}")
         for heading, part in (("Checked:", "checked"), ("The file alone cannot show:", "not_told")):
-            terminal.line(heading)
-            for text in answer[part]:
-                terminal.line(f"  {text}")
+            terminal.line("\n  ".join((heading, *answer[part])))
 
     terminal.give(answer, human)
     return 1 if findings else 0

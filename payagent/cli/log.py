@@ -98,4 +98,4 @@ def _after(client: "OperatorClient", filters: Mapping[str, str | None], seq: int
 def _show(terminal: Terminal, entries: list[Entry]) -> None:
     """One line for each entry, the newest last."""
     for entry in reversed(entries):
-        terminal.line(f"{show_time(entry['at'])}  {who(entry).ljust(WHO_WIDTH)}  {sentence(entry)}")
+        terminal.line(f"{show_time(entry['at'])}  {who(entry).ljust(WHO_WIDTH)}  {sentence(entry)}", " " * 4)

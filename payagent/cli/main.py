@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click._textwrap import TextWrapper
 
 from payagent.cli import COMPLETE
 from payagent.cli.options import config_option, example, output_options, pass_terminal
@@ -46,6 +47,23 @@ COMMANDS = {
 """The module of each command in `payagent.cli`, and its summary. The module is imported when the command runs."""
 
 
+GROUPS = {
+    "Set up and run": "init serve doctor status demo devnet",
+    "Pay": "fetch pay proxy mcp payments prepaid wallet",
+    "Set rules": "merchants limits app pause resume notifications dashboard",
+    "Keep books": "ledger log backup restore store",
+    "In your shell": "completion",
+}
+"""The commands as `payagent --help` groups them."""
+_MEANT = {
+    "help": "payagent --help",
+    "balance": "payagent wallet",
+    "cancel": "payagent payments resolve ID",
+}
+"""What to use in place of commands that there are not."""
+TextWrapper.wordsep_re = TextWrapper.wordsep_simple_re  # click would break --per-day after a hyphen
+
+
 class _Root(click.Group):
     """The root group. Its help needs no command's module."""
 
@@ -56,10 +74,17 @@ class _Root(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] in _MEANT:
+            raise click.UsageError(f"No such command {args[0]!r}. Use `{_MEANT[args[0]]}`.", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, self.commands[name].get_short_help_str(100)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        width = max(map(len, self.commands))
+        for title, names in GROUPS.items():
+            rows = [(name.ljust(width), self.commands[name].get_short_help_str(100)) for name in names.split()]
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 EXIT_CODES = """\b
@@ -206,12 +231,12 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
             ("control", places["control"]),
         ]
     )
-    terminal.line()
-    terminal.line("Send money from the faucet to your wallet:")
-    terminal.line(f"  curl -s {places['control']}/faucet -H 'content-type: application/json' \\")
-    terminal.line('    -d \'{"address": "\'"$(payagent wallet address --human)"\'", "lovelace": "500000000"}\'')
-    terminal.line("Get an invoice:")
-    terminal.line(f'  curl -s {places["merchant"]}/chat -d \'{{"message": "hello"}}\'')
+    terminal.line(
+        "\nSend money from the faucet to your wallet:\n"
+        f"  curl -s {places['control']}/faucet -H 'content-type: application/json' \\\n"
+        '    -d \'{"address": "\'"$(payagent wallet address --human)"\'", "lovelace": "500000000"}\'\n'
+        f'Get an invoice:\n  curl -s {places["merchant"]}/chat -d \'{{"message": "hello"}}\''
+    )
 
 
 @payagent.command(epilog=example("payagent demo", "payagent demo --fleet"))

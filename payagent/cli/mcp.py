@@ -4,7 +4,6 @@ Never: pays (the daemon does); writes anything but the protocol to stdout while 
 """
 
 import gc
-import json
 import os
 from importlib import import_module
 from importlib.util import find_spec
@@ -95,10 +94,7 @@ def serve(terminal: Terminal, listen: str | None, token_file: Path | None) -> No
     with listen_tcp(listen, "--listen") as listener:
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}/mcp" if ":" in host else f"http://{host}:{port}/mcp"
-        if terminal.is_json:
-            terminal.line(json.dumps({"mcp": url}))
-        else:
-            terminal.say(f"{url} serves agents")
+        terminal.give({"mcp": url}, lambda: terminal.say(f"{url} serves agents"))
         server.serve_http(daemon, listener)
 
 

@@ -160,7 +160,7 @@ def page_options(command: F) -> F:
 
 
 _FILTERS = (
-    ("--since", {"metavar": "TIME"}, "Only from this time on, such as 2026-11-01T00:00:00Z."),
+    ("--since", {"metavar": "TIME"}, "Only from this time on, such as 2026-11-01 or 2026-11-01T12:00:00Z."),
     ("--until", {"metavar": "TIME"}, "Only before this time."),
     ("--merchant", {"metavar": "NAME"}, "Only payments to this merchant, by name or origin."),
     ("--app", {"metavar": "NAME"}, "Only payments of this app, by name or id."),

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from shlex import quote
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -179,7 +180,8 @@ def _origin(terminal: Terminal, client: "OperatorClient", merchant: str | None, 
         terminal.say(f"Assuming that the 402 is from the only merchant, {merchant} ({only}).")
     if merchant not in origins:
         names = f"the merchants are {', '.join(origins)}" if origins else "there is none yet"
-        raise Refused("merchant_not_allowed", f"there is no merchant {merchant!r}; {names}")
+        fix = f"Name one of them, or allow it with `payagent merchants add {quote(merchant)} --origin ORIGIN`."
+        raise Refused("merchant_not_allowed", f"there is no merchant {merchant!r}; {names}", fix=fix)
     return origins[merchant]
 
 

@@ -3,7 +3,6 @@
 Never: pays (the daemon does).
 """
 
-import json
 import os
 import sys
 from functools import partial
@@ -13,8 +12,7 @@ import click
 
 from payagent.cli.options import config_option, example, output_options, pass_terminal, token_file_option
 from payagent.cli.terminal import Terminal
-from payagent.core.origin import parse_origin
-from payagent.core.problems import Refused
+from payagent.core.origin import not_configured, parse_origin
 
 
 @click.command(epilog=example("payagent proxy --to https://api.example.com --listen 127.0.0.1:9000"))
@@ -53,7 +51,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
         client = OperatorClient(DaemonPaths(settings.api.socket, settings.data_dir), token_file)
         names = [row["name"] for row in client.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
-        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
+        raise not_configured(origin)
     token = partial(read_header_secret, token_file or settings.data_dir / TOKEN_FILE)
     redactor = Redactor()
     redactor.register(token())
@@ -65,10 +63,8 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
         place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
         def announce() -> None:
-            if terminal.is_json:
-                terminal.line(json.dumps({"proxy": place, "to": origin}))
-            else:
-                terminal.say(f"{place} serves {origin} and pays for its requests")
+            said = f"{place} serves {origin} and pays for its requests"
+            terminal.give({"proxy": place, "to": origin}, lambda: terminal.say(said))
 
         serve_bare(app, listener, announce)
 

@@ -4,7 +4,7 @@ Never: changes anything.
 """
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,10 +23,14 @@ from payagent.cli.payments import show_payments
 from payagent.cli.terminal import Field, Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE
+from payagent.core.network import how_to_fund
 from payagent.core.operator_log import whose
 from payagent.core.payment.machine import State
 from payagent.core.policy import Window
 from payagent.core.timestamps import iso_time
+
+if TYPE_CHECKING:
+    from payagent.cli.daemon_client import OperatorClient
 
 DAY_MS = 86_400_000
 
@@ -54,10 +58,10 @@ def status(terminal: Terminal, connect: Connect) -> None:
         "awaiting_approval": waiting["payments"],
         **client.get("/v1/alerts"),
     }
-    terminal.give(answer, lambda: _show(terminal, answer))
+    terminal.give(answer, lambda: _show(terminal, answer, client))
 
 
-def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
+def _show(terminal: Terminal, answer: dict[str, Any], client: "OperatorClient") -> None:
     if answer["ready"]:
         terminal.marked("ready", "ok", f": payagent pays on {answer['network']}")
     else:
@@ -75,6 +79,9 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
             *(_daemon(row) for row in answer.get("daemons", ())),
         ]
     )
+    if all(row["total"] == "0" for row in answer["assets"]):
+        how = how_to_fund(answer["network"], client.settings.chain.providers[0].base_url, answer["address"])
+        terminal.line(f"\nThe wallet is empty, so nothing can be paid. {how}")
     terminal.line("\nSpent in the last 24 hours:")
     terminal.table(_spent(answer), _SPENT)
     if answer["awaiting_approval"]:
@@ -82,7 +89,8 @@ def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
         show_payments(terminal, answer["awaiting_approval"])
     terminal.line("\nAlerts:" if answer["alerts"] else "\nNo alerts.")
     for row in answer["alerts"]:
-        terminal.marked(row["kind"], "warning", f" since {show_time(row['at'])} UTC: {_about(row)}")
+        about = row["facts"].get("detail", row["subject"])
+        terminal.marked(row["kind"], "warning", f" since {show_time(row['at'])} UTC: {about}")
 
 
 def _account(row: dict[str, Any]) -> tuple[str, str]:
@@ -119,7 +127,3 @@ def _balance(row: dict[str, str]) -> str:
     asset = row["asset"]
     available, held = (show_units(asset, row[part]) for part in ("available", "held"))
     return f"{show_amount(asset, row['total'])} ({available} available, {held} held)"
-
-
-def _about(alert: dict[str, Any]) -> str:
-    return str(alert["facts"].get("detail", alert["subject"]))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any, Literal, TextIO, cast
 
 import click
@@ -86,9 +87,9 @@ class Terminal:
         else:
             human()
 
-    def line(self, text: str = "") -> None:
-        """Write one line of data."""
-        self.write(self._shown(text, self.stdout) + "\n")
+    def line(self, text: str = "", hang: str | None = None) -> None:
+        """Write one line of data. With `hang`, which the rest begins with, a terminal breaks it between words."""
+        self.write(self._fitted(text, self.stdout, hang) + "\n")
 
     def write(self, text: str) -> None:
         """Write data unchanged."""
@@ -108,14 +109,27 @@ class Terminal:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stdout.fileno())
             raise Refused("write_failed/answer", error.strerror or type(error).__name__) from None
 
-    def say(self, text: str) -> None:
-        """Write one message to stderr."""
-        print(self._shown(text, self.stderr), file=self.stderr, flush=True)
+    def say(self, text: str, hang: str = "") -> None:
+        """Write one message to stderr, broken as by `line`."""
+        print(self._fitted(text, self.stderr, hang), file=self.stderr, flush=True)
 
     def say_error(self, text: str) -> None:
         """Write the first line of an error to stderr."""
-        self.stderr.write(f"{self._painted('error:', 'error', self.stderr)} {self._shown(text, self.stderr)}\n")
-        self.stderr.flush()
+        shown = self._fitted(f"error: {text}", self.stderr, "  ").removeprefix("error:")
+        print(self._painted("error:", "error", self.stderr) + shown, file=self.stderr, flush=True)
+
+    def _fitted(self, text: str, stream: TextIO, hang: str | None) -> str:
+        """The text as it is shown. On a terminal, long lines break between words, but not indented commands."""
+        shown = self._shown(text, stream)
+        if hang is None or self.is_json or not stream.isatty():
+            return shown
+        lines, width = shown.split("\n"), shutil.get_terminal_size().columns
+        return "\n".join(
+            line
+            if len(line) <= width or (line.startswith("  ") and (at or not hang))
+            else fill(line, width, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)
+            for at, line in enumerate(lines)
+        )
 
     def table(self, rows: Sequence[Any], fields: Sequence[Field]) -> None:
         """Write a table to stdout. On a terminal it is fitted to its width."""
@@ -166,9 +180,10 @@ class Terminal:
         if answer.get("cursor"):
             self.say(f"More: --cursor {answer['cursor']}")
 
-    def marked(self, mark: str, tone: Tone, text: str) -> None:
+    def marked(self, mark: str, tone: Tone, text: str, hang: str = "    ") -> None:
         """Write a line of data that begins with a word in the colour of its tone."""
-        self.write(f"{self._painted(mark, tone, self.stdout)}{self._shown(text, self.stdout)}\n")
+        shown = self._fitted(mark + text, self.stdout, hang)
+        self.write(f"{self._painted(mark, tone, self.stdout)}{shown[len(mark) :]}\n")
 
     def _painted(self, text: str, tone: Tone | None, stream: TextIO) -> str:
         """The text in its colour if the stream is a terminal, unless $NO_COLOR is set (no-color.org)."""
@@ -196,7 +211,7 @@ class Terminal:
         """Write names and values, one per line."""
         width = max((len(name) for name, _ in pairs), default=0)
         for name, value in pairs:
-            self.line(f"{name.ljust(width)}  {value}")
+            self.line(f"{name.ljust(width)}  {value}", " " * (width + 2) if " " in value else None)
 
     @contextmanager
     def waiting(self) -> Iterator[Callable[[str], None]]:
@@ -228,10 +243,10 @@ class Terminal:
         name = name_of(str(problem["code"]), cast(str | None, problem.get("reason")))
         self.say_error(f"{problem['title']} ({name})")
         for line in str(problem["detail"]).splitlines():
-            self.say(f"  {line}")
+            self.say(f"  {line}", "  ")
         for name, key in (("money", "money"), ("next", "fix")):
             if problem.get(key):
-                self.say(f"  {name}: {problem[key]}")
+                self.say(f"  {name}: {problem[key]}", "  ")
         return exit_code
 
 
@@ -274,4 +289,6 @@ def as_shown(problem: Mapping[str, object]) -> Json:
     if row is not None:
         texts = {"title": row.title, "money": row.money, "fix": row.fix, "exit_code": row.exit_code}
     fields = {name: value for name, value in problem.items() if name not in ("type", "status", "error")}
-    return {"code": code, "detail": ""} | texts | fields
+    shown = {"code": code, "detail": ""} | texts | fields
+    words = ("detail", "fix") if problem.get("limit") == "max_total" else ()
+    return shown | {name: str(shown[name]).replace("max_total", "--max") for name in words}

@@ -39,12 +39,13 @@ NETWORKS: dict[str, Network] = {
 _BY_ALIAS = {alias: network for network in NETWORKS.values() for alias in network.aliases}
 
 
-def faucet_of(network: str, chain_url: str, address: str) -> str | None:
-    """Return where people get test ADA for an address, on a devnet as a command; None on mainnet."""
+def how_to_fund(network: str, chain_url: str, address: str) -> str:
+    """How people fund a wallet: its address and, except on mainnet, where test ADA is free."""
+    faucet = "https://docs.cardano.org/cardano-testnets/tools/faucet"
     if network == "devnet":
         url, body = chain_url.removesuffix("/api/v0"), f'{{"address": "{address}", "lovelace": "500000000"}}'
-        return f"curl -s {url}/devnet/faucet -H 'content-type: application/json' -d '{body}'"
-    return None if network == "mainnet" else "https://docs.cardano.org/cardano-testnets/tools/faucet"
+        faucet = f"curl -s {url}/devnet/faucet -H 'content-type: application/json' -d '{body}'"
+    return f"Send ADA to {address}." + ("" if network == "mainnet" else f" Test ADA is free:\n  {faucet}")
 
 
 def parse_chain(value: object) -> Network:

@@ -81,7 +81,13 @@ def _refusal(entry: Entry, detail: Entry) -> str:
 
 
 def _changes(_entry: Entry, detail: Entry) -> str:
-    changed = (f"{key} from {one['from']} to {one['to']}" for key, one in detail["changed"].items())
+    def shown(key: str, value: object) -> object:
+        return value if value is not None else "no limit" if "limits." in key else "nothing"
+
+    changed = (
+        f"{key} from {shown(key, one['from'])} to {shown(key, one['to'])}"
+        for key, one in detail["changed"].items()
+    )
     return f"config file read again: {', '.join(changed)}"
 
 

@@ -5,7 +5,10 @@ Never: resolves a name.
 
 import re
 from ipaddress import ip_address
+from shlex import quote
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+
+from payagent.core.problems import Refused
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 T_BACKEND = "https://api-v3.fluxpointstudios.com"
@@ -52,6 +55,22 @@ def is_this_machine(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def short_name(origin: str) -> str:
+    """A name for a merchant that has none yet: its host with dashes, such as api-example-com, or t."""
+    return "t" if is_t_backend(origin) else re.sub(r"[^a-z0-9]+", "-", urlsplit(origin).hostname or "x").strip("-")
+
+
+def origin_part(url: str) -> str:
+    """Scheme, host and port of a URL, unchecked: what `parse_origin` parses."""
+    return urlsplit(url)._replace(path="", query="", fragment="").geturl()
+
+
+def not_configured(origin: str) -> Refused:
+    """`merchant_not_allowed` with the command that allows payments to the origin."""
+    fix = f"Allow it with `payagent merchants add {short_name(origin)} --origin {quote(origin)}`."
+    return Refused("merchant_not_allowed", f"{origin!r} is not in [merchants]", fix=fix, origin=origin)
 
 
 MCP = "MCP"

@@ -135,6 +135,22 @@ def in_force(limits: Iterable[Limit], over: Iterable[Limit]) -> tuple[Limit, ...
     return tuple(merged.values())
 
 
+def outranked(limit: Limit, limits: Iterable[Limit]) -> Limit | None:
+    """The tightest of the limits that leave this one without effect.
+
+    Such a limit allows less, over as long a time or longer, in a scope that contains this one's.
+    """
+    length, scopes = _ORDER.index(limit.window), scopes_of(*limit.scope)
+    tighter = (
+        other
+        for other in limits
+        if (other.asset, other.scope in scopes) == (limit.asset, True)
+        and other.most_units < limit.most_units
+        and _ORDER.index(other.window) >= length
+    )
+    return min(tighter, key=lambda other: other.most_units, default=None)
+
+
 def allowed_assets(limits: Iterable[Limit]) -> frozenset[str]:
     """Return the assets that the wallet may spend: those with a wallet-wide limit over time or in total.
 
@@ -254,9 +270,11 @@ def refusal(
     app, merchant = check.scope
     owners = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
     when = "" if frees_at is None else f"; there is no room for it before {iso_time(frees_at)}"
+    fix = "Raise max_total, if the price is right." if check.name == "max_total" else None
     return Refused(
         "limit_exceeded",
         f"{limit_in_words({'limit': check.name, **owners})} leaves {left}, this {takes.format(requested)}{when}",
+        fix=fix,
         limit=check.name,
         asset=check.asset,
         left=str(check.left_units),

@@ -59,25 +59,29 @@ def name_of(code: str | None, reason: str | None) -> str | None:
 
 
 class Refused(Exception):  # noqa: N818  the design's word for it
-    """payagent refuses a request. `name`: see `name_of`. `context` is shown, so it holds no secrets."""
+    """payagent refuses a request. `name`: see `name_of`. `context` is shown, so it holds no secrets.
 
-    def __init__(self, name: str, detail: str, **context: object) -> None:
+    `fix`: what to do in the case at hand, such as a command with its arguments, in place of the table's text.
+    """
+
+    def __init__(
+        self, name: str, detail: str, *, fix: object = None, money: object = None, **context: object
+    ) -> None:
         super().__init__(f"{name}: {detail}")
         self.name = name
         self.code, _, reason = name.partition("/")
         self.reason = reason or None
         if self.code not in PROBLEMS:
             raise KeyError(f"problem code {self.code!r} has no row in PROBLEMS")
-        self.problem = PROBLEMS[self.code].of(self.reason)
+        row = PROBLEMS[self.code].of(self.reason)
+        self.problem = row if fix is None else replace(row, fix=str(fix))
         self.detail = detail
         self.context = context
-        self.money = self.problem.money
+        self.money = self.problem.money if money is None else str(money)
 
     def with_money(self, money: str) -> "Refused":
         """Return a copy with another money text. All callers of one commit may share the original object."""
-        copy = Refused(self.name, self.detail, **self.context)
-        copy.money = money
-        return copy
+        return Refused(self.name, self.detail, fix=self.problem.fix, money=money, **self.context)
 
     @property
     def record(self) -> dict[str, object]:
@@ -354,8 +358,8 @@ PROBLEMS: dict[str, Problem] = {
         503,
         4,
         "payagent is not running",
-        "Start it with `payagent serve`, then repeat the command. If it runs, it listens on another socket: "
-        "without api.socket in the config, $XDG_RUNTIME_DIR decides which.",
+        "Start it with `payagent serve` in another terminal, then repeat the command. If it runs, it listens on "
+        "another socket: without api.socket in the config, $XDG_RUNTIME_DIR decides which.",
         money="The request did not reach it. Earlier payments are safe and go on when it starts.",
         retryable=True,
         agent="Only a person can start payagent. Tell them, and repeat the same call after that.",
@@ -617,7 +621,7 @@ PROBLEMS: dict[str, Problem] = {
         403,
         6,
         "Above a limit",
-        "Raise this limit, or wait until room frees up. If you passed --max, raise that.",
+        "Raise this limit with `payagent limits set`, or wait until room frees up.",
         agent="Only a person can raise a limit. Wait until room frees up, or buy something cheaper. Do not split "
         "a purchase to stay below a limit.",
         argument="If your `max_cost` was too low, repeat the call with more.",
@@ -653,7 +657,7 @@ PROBLEMS: dict[str, Problem] = {
         403,
         6,
         "This merchant may not be paid",
-        "Add its origin to [merchants]. If the app is bound to other merchants, use another app.",
+        "Allow it: payagent merchants add NAME --origin ORIGIN.",
         agent="Only a person can allow a merchant. Tell them its origin and why you need it, or buy elsewhere.",
     ),
     "merchant_stopped": Problem(

@@ -35,9 +35,10 @@ def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
 
 
 def _open(on: Stage, say: Say) -> None:
-    say(f"   chain     {on.devnet.chain_url}")
-    say(f"   merchant  {on.devnet.merchant_url}")
-    say(f"   wallet    {on.wallet.address}")
+    say(
+        f"   chain     {on.devnet.chain_url}\n   merchant  {on.devnet.merchant_url}\n"
+        f"   wallet    {on.wallet.address}"
+    )
     on.control("faucet", {"address": on.wallet.address, "lovelace": str(FUNDS_LOVELACE)})
     on.start_daemon()
     say(f"   daemon    {on.daemon.url}, its own process, is ready")
@@ -47,13 +48,14 @@ def _open(on: Stage, say: Say) -> None:
 
 def _pay_with_shares(on: Stage, say: Say) -> None:
     call = Purchase(on, "What is a proof of stake?")
-    say(f"   The client calls /chat. The merchant answers {call.refused.status_code}: pay first.")
-    say("   The client passes the 402 to payagent, which answers before it submits anything:")
+    say(
+        f"   The client calls /chat. The merchant answers {call.refused.status_code}: pay first.\n"
+        "   The client passes the 402 to payagent, which answers before it submits anything:"
+    )
     payment = call.pay()
     say_payment(payment, say)
     served = call.retry()
-    say("   In a block and confirmed. The client retries with the proof and is served:")
-    say(f"   {served}")
+    say(f"   In a block and confirmed. The client retries with the proof and is served:\n   {served}")
     again = call.pay()
     require(again["id"] == payment["id"], "the same 402 made a second payment")
     verify.transactions(on, before=call.transactions_before, count=1)
@@ -104,8 +106,10 @@ def _survive_kill(on: Stage, say: Say) -> None:
     require(again["id"] == payment["id"], "after the restart the same 402 made a second payment")
     call.retry()
     verify.transactions(on, before=call.transactions_before, count=1)
-    say("   The same 402 again: the same payment, the same proof, and the request is served.")
-    say("   The chain shows one transaction.")
+    say(
+        "   The same 402 again: the same payment, the same proof, and the request is served.\n"
+        "   The chain shows one transaction."
+    )
 
 
 def _use_up_a_batch(on: Stage, say: Say) -> None:
@@ -169,8 +173,7 @@ def _call_a_tool(on: Stage, say: Say) -> None:
     say_payment(payment, say)
     verify.paid(on, payment)
     verify.transactions(on, before=before, count=1)
-    say("   The agent holds no key, and reads only the answer:")
-    say(f"   {text}")
+    say(f"   The agent holds no key, and reads only the answer:\n   {text}")
 
 
 _SCENES: tuple[tuple[str, Callable[[Stage, Say], None]], ...] = (

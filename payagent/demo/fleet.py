@@ -79,9 +79,7 @@ def _fleet(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> Iterator[S
         devnet = stack.enter_context(DevnetThread(block_time_s=BLOCK_TIME_S))
         http = stack.enter_context(httpx.Client(trust_env=False, timeout=PATIENCE_S))
         wallet = make_wallet(folder, devnet)
-        say(f"   chain     {devnet.chain_url}")
-        say(f"   merchant  {devnet.merchant_url}")
-        say(f"   database  {base.url}")
+        say(f"   chain     {devnet.chain_url}\n   merchant  {devnet.merchant_url}\n   database  {base.url}")
         with waiting() as progress:
             progress("   waiting: the ledger moves to the database")
             _move_ledger(wallet, base, folder, environ)

@@ -81,10 +81,12 @@ def show_books(on: Stage, say: Say) -> None:
     for row in balance["balances"]:
         say(f"   {amount_text(row['asset'], row['units']):>18}  {_account(on, row['account'])}")
     chain = verify.books(on, balance["balances"])
-    say("   The postings of each asset sum to zero.")
     amounts = ", ".join(amount_text(asset, units) for asset, units in sorted(chain.items(), reverse=True))
-    say(f"   The chain shows {amounts} at the wallet's address{'es' if len(on.addresses) > 1 else ''}.")
-    say("   The ledger agrees, to the unit.")
+    say(
+        "   The postings of each asset sum to zero.\n"
+        f"   The chain shows {amounts} at the wallet's address{'es' if len(on.addresses) > 1 else ''}.\n"
+        "   The ledger agrees, to the unit."
+    )
 
 
 def available(on: Stage, asset: str) -> int:

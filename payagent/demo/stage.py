@@ -28,6 +28,9 @@ Progress = Callable[[str], None]
 Waiting = Callable[[], AbstractContextManager[Progress]]
 
 PATIENCE_S = 60.0
+FIRST_START_S = 300.0
+"""A first start also compiles the modules, which takes minutes on a busy machine."""
+_BUSY = "The machine may be busy. Run the demo again when it is not."
 POLL_S = 0.05
 STOP_S = 10.0
 BLOCK_TIME_S = 1
@@ -160,20 +163,20 @@ class Stage:
         sent = {"content-type": "application/json", "x-payagent-token": self.wallet.token}
         return self.http.post(f"{self.daemon.url}/proxy/t/chat", content=body, headers=sent)
 
-    def until(self, awaited: str, reached: Callable[[], bool]) -> None:
+    def until(self, awaited: str, reached: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
         """Wait until a condition holds, and show the waiting."""
         started_s = time.monotonic()
         with self.waiting() as progress:
             while not reached():
                 waited_s = time.monotonic() - started_s
-                require(waited_s < PATIENCE_S, f"timed out after {PATIENCE_S:.0f} s: {awaited}")
+                require(waited_s < patience_s, f"timed out after {patience_s:.0f} s: {awaited}. {_BUSY}")
                 progress(f"   waiting: {awaited} ({waited_s:.0f} s)")
                 time.sleep(POLL_S)
 
     def start_daemon(self) -> None:
         """Start the daemon, and wait until it can pay."""
         self.daemon.start()
-        self.until("the daemon is ready", self._is_ready)
+        self.until("the daemon is ready", self._is_ready, FIRST_START_S)
 
     def _is_ready(self) -> bool:
         self.daemon.require_alive()
@@ -197,6 +200,8 @@ def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
         daemon = Daemon(wallet.config, folder, environ)
         try:
             yield Stage(devnet, daemon, wallet, http, waiting, [wallet.address])
+        except httpx.TimeoutException:
+            raise DemoFailed(f"no answer after {PATIENCE_S:.0f} s. {_BUSY}") from None
         except DemoFailed as failed:
             raise DemoFailed(f"{failed}\nThe daemon's last log lines:\n{daemon.last_lines()}") from None
         finally:
@@ -220,7 +225,7 @@ def make_wallet(folder: Path, devnet: DevnetThread) -> Made:
         passphrase_file=passphrase_file,
     )
     ports = Ports(SystemClock(), SystemRandomness())
-    made = initialise(choices, {"HOME": str(folder)}, ports, write_words=True, randomness=os.urandom)
+    made = initialise(choices, {"HOME": str(folder)}, ports, show_words=None, randomness=os.urandom)
     with made.config.open("a") as config:
         config.write(_TOPUP + _TOKEN_LIMITS)
     return made

@@ -3,5 +3,5 @@
 `files` checks that everything exists and is private, `advice` suggests safer settings, and `chain` checks the
 providers.
 
-Never: writes; opens the keystore (its public header is enough); moves money; shows a secret.
+Never: writes; moves money; shows a secret.
 """

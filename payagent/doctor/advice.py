@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from payagent.core.money import LOVELACE
-from payagent.core.policy import Window
+from payagent.agent.base.config import file_limits
+from payagent.core.money import LOVELACE, format_amount
+from payagent.core.policy import ANY, Limit, in_force, limit_in_words, outranked
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, opened
 from payagent.settings.schema import MerchantSettings, Settings
@@ -26,53 +27,107 @@ def check_choices(settings: Settings, config: Path) -> list[CheckResult]:
 
     On the devnet no real money is at stake, so advice about real money is left out.
     """
-    choices = [*_open_listeners(settings), *_open_files(settings, config), *_wide_limits(settings)]
-    choices += [*_signed_less(settings), *_apps(settings), *_no_merchants(settings)]
-    for name, merchant in settings.merchants.items():
-        choices += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
-    if not settings.is_devnet:
-        choices += [*_few_providers(settings), *_shallow_depths(settings), *_no_target(settings)]
-    choices += _signer(settings.api.socket)
-    return [CheckResult(name, why, is_warning=True) for name, why in choices]
+    choices = [(key, why) for is_so, key, why in _risks(settings) if is_so]
+    choices += [*_open_files(settings, config), *void_limits(settings), *_apps(settings), *_no_merchants(settings)]
+    return [CheckResult(name, why, is_warning=True) for name, why in (*choices, *_signer(settings.api.socket))]
 
 
 Choice = tuple[str, str]
 """(setting's key, what it means and what to do)."""
+Risk = tuple[bool, str, str]
+"""(whether it is set so, setting's key, what it means and what to do)."""
 
 
-def _trusting(merchant: MerchantSettings, network: str) -> Iterator[Choice]:
-    """Settings that allow a merchant new payees, any price, or payments without service."""
-    is_real = network != "devnet"
-    if is_real and merchant.pin == "off" and not merchant.pay_to:
-        yield "pin", 'off: new addresses are paid without approval; set "first_use", or list them in pay_to'
-    if is_real and merchant.price_rise_percent_max is None:
-        yield "price_rise_percent_max", "off: any price within the limits is paid without approval; set 25"
-    if is_real and merchant.payments_in_flight_max is None:
-        yield "payments_in_flight_max", "off: its invoices can hold the whole wallet; set 100"
-    if merchant.stop_after_unserved is None:
-        yield "stop_after_unserved", "off: it may take money without serving until a limit is reached; set 3"
-    if merchant.allow_private_network:
-        yield (
-            "allow_private_network",
-            "true: requests may reach your private network; set it only if the merchant is there",
-        )
-
-
-def _open_listeners(settings: Settings) -> Iterator[Choice]:
-    if settings.api.is_remote:
-        yield (
+def _risks(settings: Settings) -> list[Risk]:
+    """What the settings alone show."""
+    api, providers, is_real = settings.api, settings.chain.providers, not settings.is_devnet
+    names = ", ".join(sorted(api.allowed_hosts))
+    is_one_host = len({urlsplit(provider.base_url).hostname for provider in providers}) == 1
+    return [
+        (
+            api.is_remote,
             "api.listen",
             "other machines can reach it and use a stolen token; prefer a tunnel to a loopback port",
-        )
-    if settings.api.allowed_hosts:
-        names = ", ".join(sorted(settings.api.allowed_hosts))
-        yield (
+        ),
+        (
+            bool(names),
             "api.allowed_hosts",
             f"requests to {names} are accepted; keep only names that nobody else can point at this machine",
-        )
-    for index, provider in enumerate(settings.chain.providers):
-        if (risk := provider.risk) is not None:
-            yield f"chain.providers {index + 1}", risk
+        ),
+        *(
+            (provider.risk is not None, f"chain.providers {number}", provider.risk or "")
+            for number, provider in enumerate(providers, 1)
+        ),
+        (
+            is_real and len(providers) == 1,
+            "chain.providers",
+            "payagent believes whatever the only provider says; add one of another operator",
+        ),
+        (
+            is_real and len(providers) > 1 and is_one_host,
+            "chain.providers",
+            "all are on one host, which can lie for all of them; add one of another operator",
+        ),
+        *(  # depths below those that exactly-once.md assumes
+            (
+                is_real and getattr(settings.payments, key) < depth,
+                f"payments.{key}",
+                f"below {depth}: a fork may undo what counts as final; remove the key",
+            )
+            for key, depth in (("confirm_depth", 3), ("void_depth", 15), ("settle_depth", 2160))
+        ),
+        (
+            is_real and not settings.notifications,
+            "notifications",
+            "none: what happens is only in the log; add a [[notifications]] table",
+        ),
+        *_wide_limits(settings),
+        *(risk for name, merchant in settings.merchants.items() for risk in _trust(name, merchant, is_real)),
+    ]
+
+
+def _trust(name: str, merchant: MerchantSettings, is_real: bool) -> tuple[Risk, ...]:
+    """Settings that allow a merchant new payees, any price, or payments without service."""
+    key = f"merchants.{name}"
+    return (
+        (
+            is_real and merchant.pin == "off" and not merchant.pay_to,
+            f"{key}.pin",
+            'off: new addresses are paid without approval; set "first_use", or list them in pay_to',
+        ),
+        (
+            is_real and merchant.price_rise_percent_max is None,
+            f"{key}.price_rise_percent_max",
+            "off: any price within the limits is paid without approval; set 25",
+        ),
+        (
+            is_real and merchant.payments_in_flight_max is None,
+            f"{key}.payments_in_flight_max",
+            "off: its invoices can hold the whole wallet; set 100",
+        ),
+        (
+            merchant.stop_after_unserved is None,
+            f"{key}.stop_after_unserved",
+            "off: it may take money without serving until a limit is reached; set 3",
+        ),
+        (
+            merchant.allow_private_network,
+            f"{key}.allow_private_network",
+            "true: requests may reach your private network; set it only if the merchant is there",
+        ),
+    )
+
+
+def _wide_limits(settings: Settings) -> Iterator[Risk]:
+    """Signer limits that are wider than a day's payments could need."""
+    limits = settings.limits
+    for asset, per_day in {
+        LOVELACE: limits.per_day_lovelace,
+        **{t.asset: t.per_day_units for t in limits.assets},
+    }.items():
+        cap, later = limits.caps[asset], "per_day; lower it after the large transfer"
+        yield cap > per_day, _key("per_transaction", asset), f"above {later}"
+        yield limits.day_caps[asset] > 2 * max(per_day, cap), _key("signed_per_day", asset), f"above twice {later}"
 
 
 def _open_files(settings: Settings, config: Path) -> Iterator[Choice]:
@@ -90,33 +145,25 @@ def _key(limit: str, asset: str) -> str:
     return f"limits.{limit}" if asset == LOVELACE else f"limits.{limit} of {asset}"
 
 
-def _wide_limits(settings: Settings) -> Iterator[Choice]:
-    """Signer limits that are wider than a day's payments could need."""
-    limits = settings.limits
-    days = {LOVELACE: limits.per_day_lovelace} | {token.asset: token.per_day_units for token in limits.assets}
-    for asset, per_day in days.items():
-        if limits.caps[asset] > per_day:
-            yield _key("per_transaction", asset), "above per_day; lower it after the large transfer"
-        if limits.day_caps[asset] > 2 * max(per_day, limits.caps[asset]):
-            yield _key("signed_per_day", asset), "above twice per_day; lower it after the large transfer"
-
-
-def _signed_less(settings: Settings) -> Iterator[Choice]:
-    """Spending limits above what the signer allows, which therefore have no effect."""
-    from_file = settings.limits
-    rows = [(LOVELACE, window, units) for window, units in from_file.most_lovelace.items()]
-    rows += [
-        (token.asset, window, units) for token in from_file.assets for window, units in token.most_units.items()
-    ]
+def void_limits(settings: Settings) -> Iterator[Choice]:
+    """Limits in force that have no effect, because another one, or one of the signer's, allows less."""
+    limits, names = tuple(file_limits(settings)), {ANY: ""}
     with suppress(Refused), opened(settings) as conn:  # else it has its own check
-        rows += [(limit.asset, limit.window.value, limit.most_units) for limit in limit_counters.limits(conn)]
-    for asset, window, units in dict.fromkeys(rows):
-        bound = None if units is None else from_file.signed_less(Window(window), asset, units)
+        limits = in_force(limits, limit_counters.limits(conn))
+        names |= {app.id: app.name for app in apps.all_apps(conn)}
+
+    def in_words(one: Limit) -> str:
+        return limit_in_words({"limit": one.window, "app": names[one.scope.app], "merchant": one.scope.merchant})
+
+    for limit in limits:
+        bound = settings.limits.signed_less(limit.window, limit.asset, limit.most_units)
+        if (other := outranked(limit, limits)) is not None and (bound is None or other.most_units <= bound[1]):
+            bound = in_words(other), other.most_units
         if bound is not None:
+            most, less = (format_amount(limit.asset, units) for units in (limit.most_units, bound[1]))
             yield (
-                _key(window, asset),
-                f"{units} has no effect above {bound[0]}, which is {bound[1]}; raise that and restart the daemon, "
-                "or lower the limit",
+                f"app {names[limit.scope.app]}" if limit.scope.app else _key(limit.window, limit.asset),
+                f"{in_words(limit)} of {most} has no effect: {bound[0]} is {less}; raise that, or lower this one",
             )
 
 
@@ -157,26 +204,3 @@ def _signer(path: Path) -> Iterator[Choice]:
 def _children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-
-
-def _few_providers(settings: Settings) -> Iterator[Choice]:
-    providers = settings.chain.providers
-    if len(providers) == 1:
-        yield (
-            "chain.providers",
-            "payagent believes whatever the only provider says; add one of another operator",
-        )
-    elif len({urlsplit(provider.base_url).hostname for provider in providers}) == 1:
-        yield "chain.providers", "all are on one host, which can lie for all of them; add one of another operator"
-
-
-def _shallow_depths(settings: Settings) -> Iterator[Choice]:
-    """Depths below those that exactly-once.md assumes."""
-    for key, depth in (("confirm_depth", 3), ("void_depth", 15), ("settle_depth", 2160)):
-        if getattr(settings.payments, key) < depth:
-            yield f"payments.{key}", f"below {depth}: a fork may undo what counts as final; remove the key"
-
-
-def _no_target(settings: Settings) -> Iterator[Choice]:
-    if not settings.notifications:
-        yield "notifications", "none: what happens is only in the log; add a [[notifications]] table"

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from payagent.agent.base.chain_view import ChainView, require_right_clock
 from payagent.chain.open import kind_of, opened, require_found
-from payagent.chain.provider import BlockSeen, ChainProvider, Found
+from payagent.chain.provider import BlockSeen, ChainProvider, Found, NotFound, Read, Unknown, Why
 from payagent.core.money import format_ada
-from payagent.core.network import NETWORKS, faucet_of
+from payagent.core.network import NETWORKS, how_to_fund
 from payagent.core.problems import Refused
 from payagent.doctor.check_result import CheckResult, own_address
-from payagent.settings.schema import Settings
+from payagent.settings.schema import ProviderSettings, Settings
 
 
 async def check_chain(settings: Settings, now_ms: Callable[[], int]) -> list[CheckResult]:
@@ -24,16 +24,29 @@ async def check_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Che
     wallet: CheckResult | None = None
     for index, (name, configured) in enumerate(settings.chain.named.items(), 1):
         try:
-            needs_secret = kind_of(name, configured).needs_secret(configured.base_url)
-            if needs_secret and configured.project_id_file is None:
+            kind = kind_of(name, configured)
+            if kind.needs_secret(configured.base_url) and configured.project_id_file is None:
                 raise Refused("project_id_missing", "it answers only with a project id, and there is none")
             async with opened(name, configured, settings.network) as provider:
+                _require_server(await provider.tip(), configured, kind.urls[settings.network])
                 answer = await _provider(provider, configured.base_url, settings.network, now_ms)
                 findings.append(CheckResult(f"provider {index}", answer))
                 wallet = wallet or await _wallet(provider, configured.base_url, settings)
         except Refused as refused:
             findings.append(CheckResult(f"provider {index}", f"{configured.base_url}: {refused.detail}", refused))
     return findings if wallet is None else [*findings, wallet]
+
+
+def _require_server(tip: Read[BlockSeen], configured: ProviderSettings, example: str) -> None:
+    """Refuse a base URL at which no provider answers, or another server. A project id shows that it is one."""
+    if isinstance(tip, NotFound) or (
+        isinstance(tip, Unknown) and tip.why is Why.UNCLEAR and configured.project_id_file is None
+    ):
+        detail = f"base_url is wrong: {getattr(tip, 'reason', 'there is no newest block')}"
+        raise Refused("config_invalid", detail, fix=f"Set base_url to the complete URL, such as {example}.")
+    if isinstance(tip, Unknown) and tip.why is Why.OUTAGE:
+        fix = "Check that its server runs, and that base_url in [[chain.providers]] is right."
+        raise Refused("chain_not_ready", f"no answer: {tip.reason}", fix=fix)
 
 
 async def _wallet(provider: ChainProvider, base_url: str, settings: Settings) -> CheckResult | None:
@@ -44,11 +57,8 @@ async def _wallet(provider: ChainProvider, base_url: str, settings: Settings) ->
     lovelace = sum(utxo.lovelace for utxo in read.value)
     if lovelace:
         return CheckResult("wallet", format_ada(lovelace))
-    faucet = faucet_of(settings.network, base_url, address)
-    more = "" if faucet is None else f"; test ADA is free: {faucet}"
-    return CheckResult(
-        "wallet", f"it has no ADA, so nothing can be paid; send some to {address}{more}", is_warning=True
-    )
+    detail = f"it has no ADA, so nothing can be paid. {how_to_fund(settings.network, base_url, address)}"
+    return CheckResult("wallet", detail, is_warning=True)
 
 
 async def _provider(provider: ChainProvider, base_url: str, network: str, now_ms: Callable[[], int]) -> str:

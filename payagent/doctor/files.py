@@ -1,6 +1,6 @@
 """Checks config, data folder, keystore, ledger and secrets: present, private, and of one wallet.
 
-Never: opens the keystore.
+Never: keeps the key, which only shows that the passphrase is right.
 """
 
 import os
@@ -41,7 +41,7 @@ from payagent.store.db.engine import look_at_tables
 from payagent.store.db.opening import require_ledger, room_problem
 from payagent.store.db.schema import lacking_migrations, missing_guards
 from payagent.store.rows import about, chats, events, journal, limit_counters, merchants
-from payagent.wallet.keystore import read_header
+from payagent.wallet.keystore import open_keystore, read_header
 
 _SECRET_OF_TARGET: dict[str, Callable[[Path], object]] = {
     "webhook": lambda path: signing_key(read_secret_file(path)),
@@ -55,19 +55,22 @@ def check_files(
 ) -> Iterator[CheckResult]:
     """Check config, folders, keystore, ledger, token and passphrase: modes, and that they belong together."""
     data_dir = settings.data_dir
-    yield finding("config file", lambda: _config(settings, config, looked_for, environ))
-    yield finding("data folder", lambda: _data_folder(data_dir))
-    yield finding("keystore", lambda: _keystore(settings))
+    yield from (
+        finding("config file", lambda: _config(settings, config, looked_for, environ)),
+        finding("data folder", lambda: _data_folder(data_dir)),
+        finding("keystore", lambda: _keystore(settings)),
+    )
     if settings.store.url is None:
-        yield finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE))
-        yield _ledger(settings)
+        yield from (finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE)), _ledger(settings))
     else:
         yield _database(settings, settings.store.url)
-    yield finding("socket folder", lambda: _socket_folder(settings.api.socket.parent))
-    yield finding("set at run time", lambda: _set_at_run_time(settings))
-    yield finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret))
-    yield finding("passphrase", lambda: _passphrase(settings, environ))
-    yield _fence(settings, config, environ)
+    yield from (
+        finding("socket folder", lambda: _socket_folder(settings.api.socket.parent)),
+        finding("set at run time", lambda: _set_at_run_time(settings)),
+        finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret)),
+        finding("passphrase", lambda: _passphrase(settings, environ)),
+        _fence(settings, config, environ),
+    )
     for target in settings.notifications:
         if target.secret_file is not None:
             read = _SECRET_OF_TARGET.get(target.kind, read_header_secret)
@@ -223,14 +226,12 @@ def _chats(settings: Settings, target: str) -> CheckResult:
 
 
 def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
-    """Where the daemon will find the passphrase. The passphrase is not tried."""
+    """Where the daemon will find the passphrase, and whether it opens the keystore."""
     source = passphrase_file(settings, environ, can_ask=True)
     if source is None:
         return f"asked for on a terminal at start, unless the service has the credential {CREDENTIAL_NAME}"
-    if source.path != settings.keystore.passphrase_file:
-        return f"systemd credential {CREDENTIAL_NAME}"
-    read_secret_file(source.path, private=source.private)
-    return f"{source.path} exists{' and is private' if source.private else ''}"
+    open_keystore(settings.data_dir / KEYSTORE_FILE, read_secret_file(source.path, private=source.private))
+    return f"{source.path} opens the keystore{' and is private' if source.private else ''}"
 
 
 def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> CheckResult:

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from payagent.core.problems import Refused
@@ -47,13 +48,19 @@ def find_config(config: Path | None, environ: Mapping[str, str], etc: Path = Pat
     paths = config_paths(config, environ, etc)
     if len(paths) == 1 and not paths[0].is_file():
         source = "--config" if config else CONFIG_VARIABLE
-        raise Refused("config_invalid", f"{source} names {paths[0]}, which is not a file")
+        raise Refused(
+            "config_invalid",
+            f"{source} names {paths[0]}, which is not a file",
+            fix=f"Name the config file, or make one there: payagent init --config {quote(str(paths[0]))}",
+        )
     for path in paths:
         if path.is_file():
             return path
     listed = " or ".join(str(path) for path in paths)
     raise Refused(
-        "config_invalid", f"no config file at {listed}. Create one with `payagent init`, or pass --config"
+        "config_invalid",
+        f"no config file at {listed}",
+        fix="Make a wallet and a config with `payagent init`. If you have one elsewhere, pass --config FILE.",
     )
 
 

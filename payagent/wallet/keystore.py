@@ -76,8 +76,8 @@ def unlock(path: Path, passphrase: str, count: int = 1) -> tuple[Account, ...]:
     return accounts
 
 
-def _invalid(path: Path, detail: str) -> Refused:
-    return Refused("keystore_invalid", f"{path}: {detail}")
+def _invalid(path: Path, detail: str, fix: str | None = None) -> Refused:
+    return Refused("keystore_invalid", f"{path}: {detail}", fix=fix)
 
 
 def stretch(passphrase: str, kdf: dict[str, Any]) -> bytes:
@@ -122,7 +122,11 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise _invalid(path, f"it cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & ~MODE:
-        raise _invalid(path, f"its mode is {stat.S_IMODE(mode):04o}, and only its owner may have access (0600)")
+        raise _invalid(
+            path,
+            f"its mode is {stat.S_IMODE(mode):04o}, and only its owner may have access (0600)",
+            f"Run: chmod 600 {path}" if stat.S_ISREG(mode) else None,
+        )
     try:
         document: Any = json.loads(content) if len(content) <= _SIZE_MAX else None
     except (ValueError, RecursionError):

@@ -455,8 +455,9 @@ def test_doctor_passes_and_then_fails_on_a_readable_keystore(shop: Shop) -> None
     finally:
         keystore.chmod(0o600)
     assert ill.code == 5
-    (line,) = [line for line in ill.out.splitlines() if line.startswith("FAIL") and "keystore" in line]
+    (line,) = [line for line in ill.out.splitlines() if line.startswith("FAIL keystore")]
     assert "0600" in line
+    assert f"  keystore, passphrase: Run: chmod 600 {keystore}\n" in ill.out
     assert stat.S_IMODE(keystore.stat().st_mode) == 0o600
 
 

@@ -72,6 +72,11 @@ def test_without_the_extra_the_demo_names_it_and_goes_on(on: Stage, monkeypatch:
     assert "needs the extra mcp. Run pipx install" in told[-1]
 
 
+def test_a_demo_that_waits_too_long_says_that_the_machine_may_be_busy(on: Stage) -> None:
+    with pytest.raises(DemoFailed, match=r"timed out after 0 s: the moon\. The machine may be busy"):
+        on.until("the moon", lambda: False, 0.01)
+
+
 def test_a_signal_during_the_demo_stops_its_daemon() -> None:
     before = {*children(os.getpid())}
 

@@ -123,8 +123,8 @@ def test_doctor_names_an_empty_wallet_with_its_address_and_a_working_call_of_the
     config, address = closed_shop.config_of(data), closed_shop.made["address"]
     check = checks(config)["wallet"]
     assert (check["ok"], check["warning"]) == (True, True)
-    told, command = check["detail"].split(" is free: ")
-    assert f"send some to {address}; test ADA" in told
+    told, command = check["detail"].split(" is free:\n")
+    assert f"Send ADA to {address}. Test ADA" in told
     subprocess.run(shlex.split(command), check=True, capture_output=True)
     closed_shop.control("blocks", count=1)
     check = checks(config)["wallet"]
@@ -329,7 +329,31 @@ def test_doctor_warns_of_a_run_time_limit_above_the_signers_limit(safe: Path, da
     writer.close()
     ((name, told),) = warned(safe).items()
     assert name == "limits.per_day"
-    assert "limits.signed_per_day, which is 40000000" in told
+    assert told.startswith("the wallet's daily limit of 41 ADA has no effect: limits.signed_per_day is 40 ADA")
+
+
+def test_doctor_names_the_app_whose_limit_another_limit_makes_void(safe: Path, data: Path) -> None:
+    safe.write_text(safe.read_text().replace("[limits]", '[limits]\nper_week = "15 ADA"'))
+    writer = Writer(data / "ledger.db")
+    for window, ada in ((Window.DAY, 31), (Window.MONTH, 900)):
+        limit = Limit(Scope("app"), LOVELACE, window, ada * 1_000_000)
+        writer.submit("limit", lambda unit, limit=limit: limit_counters.set_limit(unit, limit)).result(60)
+    writer.close()
+    void = "'s daily limit of {} has no effect: the wallet's weekly limit is 15 ADA; raise that, or lower this one"
+    assert warned(safe) == {
+        "limits.per_day": "the wallet" + void.format("20 ADA"),
+        "app a": "a" + void.format("31 ADA"),
+    }
+
+
+def test_doctor_tries_the_passphrase(closed_shop: Shop, tmp_path: Path) -> None:
+    assert "opens the keystore" in checks(closed_shop.config)["passphrase"]["detail"]
+    other, config = write_private(tmp_path / "passphrase", "another one"), tmp_path / "config.toml"
+    text = closed_shop.config.read_text()
+    config.write_text(text.replace(str(closed_shop.folder / "passphrase"), str(other)))
+    check = checks(config)["passphrase"]
+    assert (check["ok"], check["code"]) == (False, "keystore_invalid")
+    assert "the passphrase is wrong" in check["detail"]
 
 
 def test_doctor_reports_a_limit_for_an_origin_that_is_no_merchants(closed_shop: Shop, data: Path) -> None:

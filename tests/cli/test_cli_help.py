@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -80,6 +81,20 @@ def test_the_root_help_shows_each_commands_own_summary() -> None:
         assert summary == COMMANDS[f"payagent {name}"].get_short_help_str(100)
 
 
+def test_the_root_help_lists_each_command_once_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("--help").code == 0
+    sections = re.findall(r"(?m)^(\w[^\n]*):\n((?:  \w.*\n)+)", capsys.readouterr().out.split("Exit codes")[0])
+    listed = [line.split()[0] for _, lines in sections for line in lines.splitlines()]
+    assert sorted(listed) == sorted(path.split()[1] for path in COMMANDS if path.count(" ") == 1)
+    assert 4 <= len(sections) <= 8
+
+
+def test_help_at_80_columns_breaks_no_word() -> None:
+    for path, command in COMMANDS.items():
+        texts = [click.Context(command, info_name=path, terminal_width=width).get_help() for width in (80, 1000)]
+        assert texts[0].split() == texts[1].split(), path
+
+
 def test_a_summary_is_a_whole_sentence_that_fits_80_columns() -> None:
     for path, command in COMMANDS.items():
         summary = command.get_short_help_str(100)
@@ -113,6 +128,9 @@ def test_usage_errors_exit_with_2_and_name_the_help(arguments: tuple[str, ...]) 
     ("typed", "meant"),
     [
         (("paymnts",), "payments"),
+        (("help",), "payagent --help"),
+        (("balance",), "payagent wallet"),
+        (("cancel", "pay_1"), "payagent payments resolve"),
         (("wallet", "sned"), "send"),
         (("payments", "list", "--stat", "void"), "--state"),
         (("payments", "list", "--state", "viod"), "void"),

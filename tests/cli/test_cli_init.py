@@ -11,6 +11,7 @@ from kit.agent import WORDS
 from kit.canaries import plant
 from kit.cli import PASSPHRASE, Result, invoke, write_private
 
+from payagent.core.origin import T_BACKEND
 from payagent.secret_file import require_unchanged_by_others
 from payagent.settings.loading import load_settings
 
@@ -104,6 +105,22 @@ def test_the_t_backend_is_known_however_its_origin_is_written(tmp_path: Path) ->
     made(tmp_path, "--merchant", "other=https://API-v3.fluxpointstudios.com:443/", "--partner", "other=demo")
     merchants = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).merchants
     assert merchants["other"].split_mode == "additional"
+
+
+def test_a_merchant_may_be_given_as_any_url_of_it(tmp_path: Path) -> None:
+    urls = ("https://api.example.com/v1/chat?model=a", f"{T_BACKEND}/chat", "two=https://api.example.org/v1")
+    command = arguments(tmp_path)
+    at = command.index("--merchant")
+    options = itertools.chain.from_iterable(("--merchant", url) for url in urls)
+    result = invoke(*command[:at], *options, *command[at + 4 :])
+    assert result.code == 0, result.err
+    plant("a token", result.json["token"])
+    merchants = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).merchants
+    assert {name: merchant.origin for name, merchant in merchants.items()} == {
+        "api-example-com": "https://api.example.com",
+        "t": T_BACKEND,
+        "two": "https://api.example.org",
+    }
 
 
 def test_a_data_dir_from_the_environment_is_written_to_the_config(

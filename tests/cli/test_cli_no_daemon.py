@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from kit.cli import PASSPHRASE, Shop, checks, invoke, spawn, until, write_private
+from kit.cli import PASSPHRASE, Shop, checks, invoke, running, spawn, until, write_private
 from kit.effort import long_only, pick
 from kit.http import NO_TLS
 from kit.terminal import at_terminal
@@ -52,6 +52,13 @@ def test_a_402_from_an_empty_or_closed_standard_input_is_a_usage_error(closed_sh
 def test_setting_no_limit_is_a_usage_error_before_the_daemon_is_asked(closed_shop: Shop) -> None:
     told = closed_shop.payagent("limits", "set", "--merchant", "t")
     assert (told.problem, told.error["detail"]) == ("usage", "name a limit, such as --per-day")
+
+
+def test_status_of_an_empty_wallet_says_so_and_how_to_fund_it(closed_shop: Shop) -> None:
+    with running(closed_shop):
+        said = closed_shop.payagent("status", "--human").out
+    assert f"The wallet is empty, so nothing can be paid. Send ADA to {closed_shop.made['address']}." in said
+    assert f"  curl -s {closed_shop.devnet.origin}/devnet/faucet " in said
 
 
 def test_doctor_works_without_a_daemon(closed_shop: Shop) -> None:

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import stat
 import subprocess
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from payagent.cli.options import show_units
 from payagent.cli.terminal import Field, Terminal
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Limit, Scope, Window
+from payagent.secret_file import read_secret_file
 from payagent.settings.loading import load_settings
 from payagent.store.db.readers import Readers
 from payagent.store.rows import apps, limit_counters
@@ -30,6 +33,7 @@ PASSPHRASE = plant("the typed passphrase", "typed-by-a-canary")
 READER_GONE = 141
 ALL_CLOSED = "<&- >&- 2>&-"
 SHOWN, UNKNOWN = ("wallet",), ("payments", "show", "pay_none")
+OTHER_SCREEN, SCREEN = "\x1b[?1049h", "\x1b[?1049l"
 
 
 def test_a_terminal_gets_a_table_and_json_when_forced(shop: Shop) -> None:
@@ -138,6 +142,24 @@ def answer(session: Session, *answers: tuple[str, str]) -> None:
         session.type(text)
 
 
+def write_down(session: Session) -> list[str]:
+    """The words of the other screen, which are then left."""
+    session.expect("two of them.")
+    session.expect("Press Enter")
+    words = re.findall(r"\b[1-9][0-9]? ([a-z]+)", session.seen[session.seen.rindex("two of them.") :])
+    session.type("")
+    assert len(words) == 24
+    return words
+
+
+def give_two_back(session: Session, words: list[str]) -> None:
+    for _ in range(2):
+        session.expect("Word ")
+        start = session.seen.rindex("Word ")
+        session.expect(": ")
+        session.type(words[int(session.seen[start:].split()[1].strip(":")) - 1])
+
+
 def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     with at_terminal("init", "--config", config, "--data-dir", tmp_path / "data") as session:
@@ -146,37 +168,46 @@ def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: 
             ("Network", "devnet"),
             ("Base URL", "127.0.0.1:1"),
             ("http:// or https://", "http://127.0.0.1:1/api/v0"),
-            ("Merchant", "t-backend"),
-            ("Its origin", "http://elsewhere.example"),
-            ("accepted only for this machine", "http://127.0.0.1:2"),
+            ("Merchant", "http://elsewhere.example"),
+            ("accepted only for this machine", "http://127.0.0.1:2/chat?from=docs"),
             ("short name", "shop"),
             ("partner name", "me"),
             ("first program", "operator"),
             ("not 'operator'", "bot"),
             ("in 24 hours", "5"),
-            ("has no unit", "3 ADA"),
+            ("has no unit", "100001 ADA"),
         )
         session.expect("at least 8 characters. It encrypts")
         answer(session, ("Passphrase", "short"), ("Repeat it", "short"))
         session.expect("at least 8 characters")
         answer(session, ("Passphrase", PASSPHRASE), ("Repeat it", PASSPHRASE))
-        session.expect("Press Enter")
-        shown = session.seen.split("they are not shown again.")[1]
-        session.type("")
+        words = write_down(session)
+        session.expect("Word ")
+        session.type("not-the-word")
+        session.expect("was not the word")
+        assert write_down(session) == words
+        give_two_back(session, words)
         assert session.end() == 0
+    before, _, after = session.seen.partition(OTHER_SCREEN)
+    _, _, after = after.partition(SCREEN)
+    assert not any(f" {number} {word} " in before + after for number, word in enumerate(words, 1))
+    assert "wallet's daily limit is 100000 ADA" in session.seen.replace("\u202f", "")
     assert "Test ADA is free:\n  curl -s http://127.0.0.1:1/devnet/faucet " in session.seen
     for command in ("serve", "doctor", "wallet"):
         assert f"  payagent {command} --config {config}  #" in session.seen
     merchant = load_settings(config, {"HOME": str(tmp_path)}).merchants["shop"]
     assert (merchant.origin, merchant.partner) == ("http://127.0.0.1:2", "me")
-    token = plant("the token of bot", session.seen.split("app token")[1].split()[0])
+    token = plant("the token of bot", (tmp_path / "data/bot.token").read_text().strip())
+    for secret in (token, (tmp_path / "data/operator.token").read_text().strip()):
+        assert secret not in session.seen
+    for file in ("operator.token", "bot.token"):
+        assert f"{tmp_path}/data/{file}" in session.seen
+        assert stat.S_IMODE((tmp_path / "data" / file).stat().st_mode) == 0o600
     with closing(Readers(tmp_path / "data/ledger.db").conn) as conn:
         app = apps.by_token(conn, hash_token(token), 0)
         assert app is not None
         assert (app.name, app.scopes) == ("bot", {"pay"})
-        assert limit_counters.limits(conn) == [Limit(Scope(app.id), LOVELACE, Window.DAY, 3_000_000)]
-    words = [part for part in shown.split("Press Enter")[0].split() if not part.isdigit()]
-    assert len(words) == 24
+        assert limit_counters.limits(conn) == [Limit(Scope(app.id), LOVELACE, Window.DAY, 100_001_000_000)]
     assert PASSPHRASE not in session.seen
     assert not (tmp_path / "data/recovery-words.txt").exists()
     restored = tmp_path / "words"
@@ -201,39 +232,50 @@ def test_init_with_all_that_it_needs_asks_nothing_even_at_a_terminal(tmp_path: P
     )
     network = ("--network", "devnet", "--chain-url", "http://127.0.0.1:1/api/v0")
     with at_terminal("init", *network, *files) as session:
-        answer(session, ("Press Enter", ""))
+        give_two_back(session, write_down(session))
         assert session.end() == 0
     assert "first program" not in session.seen
 
 
-@long_only
-def test_init_for_a_public_test_network_asks_for_the_project_id_file(tmp_path: Path) -> None:
+def test_init_given_up_before_the_words_are_repeated_leaves_nothing(tmp_path: Path) -> None:
     passphrase = write_private(tmp_path / "passphrase", PASSPHRASE)
-    project_id = write_private(tmp_path / "project-id", "preprodCanary")
+    files = ("--config", tmp_path / "it.toml", "--data-dir", tmp_path / "data", "--passphrase-file", passphrase)
+    with at_terminal("init", "--network", "devnet", "--chain-url", "http://127.0.0.1:1/api/v0", *files) as session:
+        write_down(session)
+        session.expect("Word ")
+        session.interrupt()
+        session.type("")  # ends a read that begins just after the signal, which it does not interrupt
+        assert session.end() == 130
+    assert session.seen.index(OTHER_SCREEN) < session.seen.index(SCREEN)
+    assert [path.name for path in tmp_path.iterdir()] == ["passphrase"]
+
+
+def test_init_for_a_public_test_network_asks_for_the_project_id_without_showing_it(tmp_path: Path) -> None:
+    passphrase = write_private(tmp_path / "passphrase", PASSPHRASE)
+    secret = plant("a typed project id", "preprodCanaryOfTheTerminal")
     config = tmp_path / "etc/config.toml"
     files = ("--config", config, "--data-dir", tmp_path / "data", "--passphrase-file", passphrase)
     with at_terminal("init", "--network", "preprod", *files) as session:
         answer(
             session,
             ("Base URL", ""),
-            (f"/dev/stdin {tmp_path}/etc/blockfrost-project-id", ""),
-            ("No such file", str(project_id)),
-            ("Merchant", "x402"),
-            ("Its origin", "https://shop.example"),
+            ("Project id", secret),
+            ("Merchant", "https://shop.example"),
             ("short name", ""),
             ("first program", ""),
             ("in 24 hours", ""),
-            ("Press Enter", ""),
         )
+        give_two_back(session, write_down(session))
         assert session.end() == 0
+    assert secret not in session.seen
     assert "docs.cardano.org/cardano-testnets/tools/faucet" in session.seen
     assert "partner name" not in session.seen
-    plant("the token of agent", session.seen.split("app token")[1].split()[0])
     settings = load_settings(config, {"HOME": str(tmp_path)})
     (provider,) = settings.chain.providers
     assert provider.base_url == "https://cardano-preprod.blockfrost.io/api/v0"
-    assert provider.project_id_file == project_id
-    assert settings.merchants["x402"].origin == "https://shop.example"
+    assert provider.project_id_file == tmp_path / "etc/blockfrost-project-id"
+    assert read_secret_file(provider.project_id_file) == secret
+    assert settings.merchants["shop-example"].origin == "https://shop.example"
 
 
 def _restore(tmp_path: Path, words: Path, passphrase: Path) -> str:

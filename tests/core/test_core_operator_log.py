@@ -47,6 +47,11 @@ SENTENCES = [
         {"changed": {"limits.per_day": {"from": 1, "to": 2}}},
         "config file read again: limits.per_day from 1 to 2",
     ),
+    (
+        "config_read",
+        {"changed": {"limits.per_week": {"from": None, "to": "5 ADA"}, "merchants.t": {"from": "t", "to": None}}},
+        "config file read again: limits.per_week from no limit to 5 ADA, merchants.t from t to nothing",
+    ),
     ("topup_stopped", {"topup": "top_1", "code": "limit_exceeded"}, "top-up top_1 stopped: limit_exceeded"),
     ("refused", {"code": "paused", "reason": None}, "refused with paused: t POST /chat pay_1"),
     (

@@ -1,10 +1,20 @@
 """Origins are normalized to one spelling, and two encodings of a path are one resource."""
 
+import shlex
 from urllib.parse import urlsplit
 
 import pytest
 
-from payagent.core.origin import is_called, is_t_backend, is_this_machine, parse_origin
+from payagent.core.origin import (
+    T_BACKEND,
+    is_called,
+    is_t_backend,
+    is_this_machine,
+    not_configured,
+    origin_part,
+    parse_origin,
+    short_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +30,22 @@ from payagent.core.origin import is_called, is_t_backend, is_this_machine, parse
 )
 def test_an_origin_is_normalized_to_one_spelling(text: str, origin: str) -> None:
     assert parse_origin(text) == origin == parse_origin(origin)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://api.example.com/v1/chat?model=a#b", "api-example-com"),
+        ("http://[::1]:8402/", "1"),
+        (f"{T_BACKEND}/chat", "t"),
+    ],
+)
+def test_a_url_of_a_merchant_gives_its_origin_and_a_name(url: str, name: str) -> None:
+    origin = origin_part(url)
+    assert parse_origin(origin) in (origin, T_BACKEND)
+    assert short_name(origin) == name
+    fix = not_configured(origin).problem.fix
+    assert fix == f"Allow it with `payagent merchants add {name} --origin {shlex.quote(origin)}`."
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from payagent.core.policy import (
     frees_at_ms,
     in_force,
     limits_of,
+    outranked,
     refusal,
     scopes_of,
     tightest,
@@ -286,3 +287,21 @@ def test_the_message_for_a_shared_limit_points_to_the_operator() -> None:
     assert told.detail == f"the wallet's daily limit, which apps share, {what}"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context, merchant=SHOP))
     assert told.detail == f"the daily limit at {SHOP}, which apps share, {what}"
+
+
+@pytest.mark.parametrize(
+    ("limit", "other", "is_void"),
+    [
+        (Limit(WALLET, ADA, Window.DAY, 20), Limit(WALLET, ADA, Window.WEEK, 19), True),
+        (Limit(WALLET, ADA, Window.DAY, 20), Limit(WALLET, ADA, Window.WEEK, 20), False),
+        (Limit(WALLET, ADA, Window.WEEK, 20), Limit(WALLET, ADA, Window.DAY, 19), False),
+        (Limit(WALLET, ADA, Window.DAY, 20), Limit(WALLET, "token", Window.WEEK, 19), False),
+        (Limit(Scope("bot"), ADA, Window.DAY, 20), Limit(WALLET, ADA, Window.DAY, 19), True),
+        (Limit(WALLET, ADA, Window.DAY, 20), Limit(Scope("bot"), ADA, Window.DAY, 19), False),
+        (Limit(Scope("bot"), ADA, Window.DAY, 20), Limit(Scope(merchant="t"), ADA, Window.DAY, 19), False),
+    ],
+)
+def test_a_limit_is_void_if_one_that_always_counts_with_it_allows_less(
+    limit: Limit, other: Limit, is_void: bool
+) -> None:
+    assert outranked(limit, (limit, other)) == (other if is_void else None)

@@ -14,8 +14,8 @@ from payagent.core.invoice import Proof, Role, SplitMode
 from payagent.core.merchant_rules import MerchantRules, Pin
 from payagent.core.money import LOVELACE, Tokens
 from payagent.core.network import NETWORKS, Network
+from payagent.core.origin import not_configured
 from payagent.core.policy import Limit, Scope, limits_of
-from payagent.core.problems import Refused
 from payagent.core.retry_schedule import Ready
 from payagent.settings.loading import read_merchant
 from payagent.settings.schema import MerchantSettings, Settings
@@ -134,7 +134,7 @@ class AgentConfig:
     def merchant(self, origin: str) -> MerchantConfig:
         """The configured merchant of an origin. Refused: `merchant_not_allowed`."""
         if origin not in self.merchants:
-            raise Refused("merchant_not_allowed", f"{origin[:200]!r} is not in [merchants]", origin=origin[:200])
+            raise not_configured(origin[:200])
         return self.merchants[origin]
 
 
@@ -181,7 +181,7 @@ def file_config(settings: Settings, own: Address, keys: Mapping[str, str | None]
             merchant.origin: merchant_config(name, merchant, keys[name])
             for name, merchant in settings.merchants.items()
         },
-        limits=tuple(_file_limits(settings)),
+        limits=tuple(file_limits(settings)),
         decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
         tokens=settings.limits.tokens,
         confirm_depth=settings.payments.confirm_depth,
@@ -205,7 +205,7 @@ def _approval_required_above(settings: Settings) -> dict[str, int]:
     return {asset: units for asset, units in thresholds.items() if units is not None}
 
 
-def _file_limits(settings: Settings) -> Iterator[Limit]:
+def file_limits(settings: Settings) -> Iterator[Limit]:
     """The config file's limits for the wallet and for merchants."""
     yield from limits_of(LOVELACE, settings.limits.most_lovelace)
     for token in settings.limits.assets:

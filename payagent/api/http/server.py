@@ -4,6 +4,7 @@ Never: knows an application; adds a header to an answer.
 """
 
 import asyncio
+import errno
 import signal
 import socket
 import ssl
@@ -106,7 +107,9 @@ def listen_tcp(listen: str, setting: str) -> socket.socket:
     try:
         tcp = socket.create_server((bare, int(port)), family=socket.AF_INET6 if ":" in bare else socket.AF_INET)
     except OSError as error:
-        raise Refused("config_invalid", f"{setting} {listen} cannot be bound: {error.strerror}") from None
+        is_taken = error.errno == errno.EADDRINUSE
+        fix = f"Stop the program that listens there, or set another port: {setting}." if is_taken else None
+        raise Refused("config_invalid", f"{setting} {listen} cannot be bound: {error.strerror}", fix=fix) from None
     # asyncio sets this only on sockets that it creates; without it an answer waits 40 ms for an ACK
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return tcp

@@ -7,7 +7,7 @@ Never: I/O; accepts an unknown key, because a misspelt limit on money would sile
 import base64
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Annotated, Any, Self, TypeVar
 
@@ -98,11 +98,9 @@ def _in_supply(units: int, info: ValidationInfo) -> int:
 def _time_ms(text: object) -> int:
     try:
         moment = datetime.fromisoformat(text if isinstance(text, str) else "")
-        if moment.tzinfo is None:
-            raise ValueError
-        return posix_ms(moment)
+        return posix_ms(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
-        raise ValueError("write a time with its zone, such as 2026-11-24T13:38:18Z") from None
+        raise ValueError("write a date or a time, such as 2026-11-24 or 2026-11-24T13:38:18Z") from None
 
 
 def _line(text: str) -> str:
@@ -216,7 +214,8 @@ def _refusal(error: ValidationError) -> Refused:
         detail = f"{name or 'the body'} must be a JSON object"
     else:
         detail = f"{name!a}: {what_is_wrong(fault)}"
-    return Refused("bad_request", detail, **({"key": name} if name else {}))
+    fix = "Write a short name without spaces, such as my-bot." if name == "name" else None
+    return Refused("bad_request", detail, fix=fix, **({"key": name} if name else {}))
 
 
 def _is_field(part: int | str) -> bool:

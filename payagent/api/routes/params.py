@@ -43,8 +43,14 @@ class Waiting(QueryParams):
 class SelectionFilter(QueryParams):
     """Filters by time, merchant and app."""
 
-    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
-    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
+    since: Annotated[
+        GivenTime | None,
+        Field(description="A date or time, in UTC unless it has a zone; inclusive."),
+    ] = None
+    until: Annotated[
+        GivenTime | None,
+        Field(description="A date or time, in UTC unless it has a zone; exclusive."),
+    ] = None
     merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
 

@@ -76,8 +76,14 @@ class PaymentFilter(Page):
     state: Annotated[States | None, Field(description="One, or several between commas.")] = None
     origin: str | None = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
-    since: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; inclusive.")] = None
-    until: Annotated[GivenTime | None, Field(description="RFC 3339, with a time zone; exclusive.")] = None
+    since: Annotated[
+        GivenTime | None,
+        Field(description="A date or time, in UTC unless it has a zone; inclusive."),
+    ] = None
+    until: Annotated[
+        GivenTime | None,
+        Field(description="A date or time, in UTC unless it has a zone; exclusive."),
+    ] = None
     delivery: Delivery | None = None
     text: Annotated[
         str | None,

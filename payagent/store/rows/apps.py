@@ -33,7 +33,12 @@ class AppRow:
     def require_may_call(self, origin: str) -> None:
         """Refused: `merchant_not_allowed`."""
         if self.merchants is not None and origin not in self.merchants:
-            raise Refused("merchant_not_allowed", f"the app {self.name} may not pay {origin}", origin=origin)
+            raise Refused(
+                "merchant_not_allowed",
+                f"the app {self.name} may not pay {origin}",
+                fix="The app is bound to other merchants. Use another app.",
+                origin=origin,
+            )
 
     def require_may_pay(self, origin: str, asset: str) -> None:
         """Refused: `merchant_not_allowed`, `asset_not_allowed`."""
