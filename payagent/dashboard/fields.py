@@ -16,9 +16,11 @@ _AHEAD = {"90d": timedelta(days=90), "30d": timedelta(days=30), "12h": timedelta
 
 _CONTROLS = {
     " in the list command": "",
+    " with `payagent limits set`": "",
     " with `payagent wallet send`": "",
     ": payagent app rotate-token NAME": "",
     ": payagent merchants pin NAME ADDRESS": "",
+    ": payagent merchants add NAME --origin ORIGIN": " on the merchants’ page",
     ": payagent merchants resume NAME": "",
     "Only `payagent resume`": "Only “Resume signing”",
     "Run `payagent app rotate-token NAME`": "Give the app a new token",
