@@ -254,7 +254,7 @@ def _keystore_for_all(folder: Path, _tell_time: "TellTime") -> str:
 def _shared_socket_folder(folder: Path, _tell_time: "TellTime") -> str:
     (folder / "s").mkdir()
     (folder / "s").chmod(0o1777)
-    return f"the folder of api.socket, can be written by others: choose another one, or run: chmod go-w {folder}/s"
+    return f"the folder of api.socket, can be written by others: choose another one; run: chmod go-w {folder}/s"
 
 
 def _clock_ahead(folder: Path, tell_time: "TellTime") -> str:
