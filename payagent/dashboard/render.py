@@ -64,6 +64,7 @@ class Renderer:
             "rounded": partial(round_of_limit, tokens=tokens),
             "chip": text.chip,
             "paid": text.paid,
+            "leaves": text.leaves,
             "decider": decider,
             "decision_in_words": decision_in_words,
             "limit_in_words": limit_in_words,
