@@ -32,7 +32,7 @@ CONFIRMED_SCOPES = frozenset({"operate", "approve"})
 """A token with one of these is made only after a confirmation in the terminal."""
 
 
-_OPENAI = """# Python; the token is in $PAYAGENT_TOKEN
+_OPENAI = """# Python; the token of APP is in $PAYAGENT_TOKEN
 import os
 from openai import OpenAI
 
@@ -55,7 +55,7 @@ _INSTALL = """payagent mcp install claude-code --app coder \\
 _CURL = """curl API/proxy/MERCHANT/PATH \\
   -H "X-Payagent-Token: $PAYAGENT_TOKEN" \\
   -H "X-Payagent-Max-Cost: 2 ADA\""""
-_HTTPX = """# the token is in $PAYAGENT_TOKEN
+_HTTPX = """# the token of APP is in $PAYAGENT_TOKEN
 import httpx
 from payagent.client import PayAgentTransport
 
@@ -65,7 +65,7 @@ with httpx.Client(transport=pays, timeout=60) as http:
 SNIPPETS = (
     ("OpenAI SDK", _OPENAI, "For any SDK with a base URL. The token never reaches the merchant."),
     ("MCP", _MCP, "For any MCP client. FOLDER is where the token is, in a file that only you can read."),
-    ("MCP, set up by payagent", _INSTALL, "Adds an app, and names payagent in the client's configuration."),
+    ("MCP, set up by payagent", _INSTALL, "Adds an app named coder, and names payagent in the client's configuration."),
     ("curl", _CURL, "Add the header X-Payagent-Dry-Run: true to see what it would cost."),
     ("Python, httpx", _HTTPX, "Waits until the merchant accepts the proof, and says what it cost."),
 )
