@@ -187,7 +187,9 @@ async def test_the_page_names_each_amounts_asset_and_what_limits_leave_after_the
         assert f"650 {name} of the wallet's daily limit" in named["Limits leave"]
         assert "18.6 ADA of the wallet's daily limit" in named["Limits leave"]
         assert re.search(r"18\.6\d{3,} ADA of the wallet's daily limit", named["Limits leave"])
-        assert re.search(rf"^50 {name}, and 1\.1\d+ ADA with it \+ fee .* = 50 {name} and 1\.3\d+ ADA", named["Takes"])
+        assert re.search(
+            rf"^50 {name}, and 1\.1\d+ ADA with it \+ fee .* = 50 {name} and 1\.3\d+ ADA", named["Takes"]
+        )
         assert f"50 {name} addr_test1" in named["Transaction"]
 
 

@@ -65,7 +65,11 @@ with httpx.Client(transport=pays, timeout=60) as http:
 SNIPPETS = (
     ("OpenAI SDK", _OPENAI, "For any SDK with a base URL. The token never reaches the merchant."),
     ("MCP", _MCP, "For any MCP client. FOLDER is where the token is, in a file that only you can read."),
-    ("MCP, set up by payagent", _INSTALL, "Adds an app named coder, and names payagent in the client's configuration."),
+    (
+        "MCP, set up by payagent",
+        _INSTALL,
+        "Adds an app named coder, and names payagent in the client's configuration.",
+    ),
     ("curl", _CURL, "Add the header X-Payagent-Dry-Run: true to see what it would cost."),
     ("Python, httpx", _HTTPX, "Waits until the merchant accepts the proof, and says what it cost."),
 )
