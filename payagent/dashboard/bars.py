@@ -1,8 +1,9 @@
 """Limits as bars. Never: computes what is left (the API does)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from payagent.core.money import LOVELACE
 from payagent.core.policy import Window
 
 WINDOWS = {
@@ -22,3 +23,9 @@ def limit_bar(limit: Mapping[str, Any]) -> dict[str, Any]:
     look = "fbad" if percent >= 95 else "fwarn" if percent >= 80 else "f1"
     meter = [] if limit["limit"] == Window.PAYMENT else [(percent, look)]
     return {**limit, "title": WINDOWS[Window(limit["limit"])], "meter": meter, "percent": round(percent)}
+
+
+def wallet_bars(limits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The wallet's own limits, those in ADA first."""
+    own = [limit_bar(one) for one in limits if not one["app"] and not one["merchant"]]
+    return sorted(own, key=lambda one: bool(one["asset"] != LOVELACE))

@@ -66,6 +66,7 @@ class Renderer:
             "fix_on_page": fix_on_page,
             "chip": text.chip,
             "paid": text.paid,
+            "leaves": text.leaves,
             "decider": decider,
             "decision_in_words": decision_in_words,
             "limit_in_words": limit_in_words,

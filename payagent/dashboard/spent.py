@@ -1,4 +1,4 @@
-"""What was spent in the last 30 days, by merchant and day: the sums that pages show.
+"""What was spent in the last 30 days, by merchant, app and day: the sums that pages show.
 
 Entries of the ledger never change. So the sums are kept with the newest entry, and a page adds what came since: it
 costs the same however long the ledger is.
@@ -16,11 +16,12 @@ DAYS = 30
 
 
 class SpentOn(NamedTuple):
-    """A day of one merchant in one asset. `origin` and `merchant` (its name) are None for transfers."""
+    """A day of one merchant and app in one asset. `origin` and `merchant` (its name) are None for transfers."""
 
     day: str
     origin: str | None
     merchant: str | None
+    app: str | None
     asset: str
 
 
@@ -44,9 +45,9 @@ async def spent(visit: Visit) -> Sums:
     """The sums of the last 30 days."""
     first = days()[0]
     last, before = visit.kept.get("spent", (None, {}))
-    answer = await visit.api.get("/v1/ledger/spend", by="merchant,day", since=f"{first}T00:00:00Z", after=last)
+    answer = await visit.api.get("/v1/ledger/spend", by="merchant,app,day", since=f"{first}T00:00:00Z", after=last)
     more = {
-        SpentOn(row["day"], row["origin"], row["merchant"], row["asset"]): Sum(int(row["total"]), row["payments"])
+        SpentOn(*(row[name] for name in SpentOn._fields)): Sum(int(row["total"]), row["payments"])
         for row in answer["spend"]
     }
     sums = {on: one for on, one in _added(before, more).items() if on.day >= first}

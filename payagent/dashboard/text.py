@@ -146,3 +146,11 @@ def paid(payment: dict[str, Any]) -> list[tuple[int, str]]:
         if output["role"] != "change":
             sums[output["asset"]] = sums.get(output["asset"], 0) + int(output["units"])
     return [(units, asset) for asset, units in sums.items()]
+
+
+def leaves(payment: dict[str, Any]) -> list[tuple[int, str]]:
+    """What leaves the wallet, with the fee and the ADA that goes along with a token, by asset: (units, asset).
+
+    Of a payment that holds nothing, what it was to pay.
+    """
+    return [(int(units), asset) for asset, units in payment["spend"].items()] or paid(payment)

@@ -73,7 +73,7 @@ def me(shop: Shop) -> Visitor:
     assert shop.payagent("payments", "deny", buy(shop, "denied", f"/{'no' * 60}", token)).code == 0
     shop.payagent("pause", "--reason", f"{SCRIPT} {'x' * 60}")  # stands on every page
     operator = visitor(shop)
-    until(lambda: "waits for a decision" in operator.get("/ui/").text, "no approval")
+    until(lambda: "if nobody decides" in operator.get("/ui/").text, "no approval")
     return operator
 
 

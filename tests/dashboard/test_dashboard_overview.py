@@ -52,7 +52,7 @@ def test_the_parts_of_the_wallet_add_up_to_its_total(shop: Shop, browser: Browse
         parts = [at.page.locator("#money .huge .amt").inner_text()]
         parts += at.page.locator("#money .parts .amt").all_inner_texts()
         assert sum(map(ada, parts)) == total
-        assert ada(at.page.locator("#money .parts .hint").last.inner_text()) == total
+        assert ada(at.page.locator("#money .totals .amt").first.inner_text()) == total
 
 
 def test_todays_spend_is_the_ledgers(shop: Shop, browser: Browser) -> None:

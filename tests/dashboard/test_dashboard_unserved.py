@@ -5,21 +5,23 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from kit.agent import ADA, Clock, World, world_on
-from kit.api import served
+from kit.agent import ADA, Clock, World, with_terms, world_on
+from kit.api import Api, served
 from kit.browser import CHROMIUM, PATIENCE_MS, needs_browser
 from kit.merchants import guarded, leave_unserved
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, Playwright, async_playwright, expect
 
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.core.merchant_rules import MerchantRules
-from payagent.dashboard.text import chip
+from payagent.core.policy import limits_of
+from payagent.dashboard.text import ada, brief_ada, chip
 from payagent.devnet.server import DevnetThread
 
 pytestmark = needs_browser
 expect.set_options(timeout=PATIENCE_MS)
 
 HOST = "payagent.localhost"
+TOKEN = "5c" * 28 + "5553444d"
 WIDTHS = (390, 1024, 1280, 1600)
 
 
@@ -30,6 +32,17 @@ def world(tmp_path: Path) -> Iterator[World]:
     with DevnetThread(now_ms=clock.now_ms) as devnet, world_on(devnet, tmp_path) as made:
         made.clock = clock
         yield made
+
+
+async def signed_in(playwright: Playwright, api: Api) -> tuple[Page, str]:
+    """A page of a new browser, and the dashboard's origin."""
+    browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    page = await browser.new_page()
+    origin = f"http://{HOST}:{urlsplit(api.url).port}"
+    link = urlsplit((await api.http.post("/v1/dashboard/links")).json()["url"]).path
+    await page.goto(origin + link)
+    await page.get_by_role("button", name="Open the dashboard").click()
+    return page, origin
 
 
 async def see_red(page: Page, row: str) -> None:
@@ -47,12 +60,7 @@ async def test_a_lost_payment_is_red_and_needs_a_person_until_somebody_has_dealt
     async with world.run(terms=terms) as run, served(run, links=links) as api, async_playwright() as playwright:
         lost = (await leave_unserved(world, run, "lost")).id
         late = (await leave_unserved(world, run, "late")).id
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = await browser.new_page()
-        origin = f"http://{HOST}:{urlsplit(api.url).port}"
-        link = urlsplit((await api.http.post("/v1/dashboard/links")).json()["url"]).path
-        await page.goto(origin + link)
-        await page.get_by_role("button", name="Open the dashboard").click()
+        page, origin = await signed_in(playwright, api)
         needs = page.locator("#needs-you li")
         await expect(needs).to_have_count(2)
         await expect(needs.first).to_contain_text("A payment was not served")
@@ -75,7 +83,35 @@ async def test_a_lost_payment_is_red_and_needs_a_person_until_somebody_has_dealt
         await see_red(page, f"#row-{lost}")
         await page.goto(f"{origin}/ui/activity?kind=merchants")
         await expect(page.get_by_role("main")).to_contain_text(f"payment {lost} closed as not served")
-        await browser.close()
+
+
+async def test_the_ada_that_goes_along_with_a_token_is_in_what_left_the_wallet(world: World) -> None:
+    links = ApprovalLinks(f"http://{HOST}", bytes(KEY_BYTES))
+    world.fund(20 * ADA, assets={TOKEN: 50_000_000})
+    terms = with_terms(
+        limits=limits_of("lovelace", {"per_day": 60 * ADA}) + limits_of(TOKEN, {"per_day": 5_000_000}),
+        tokens={"USDM": (TOKEN, 6)},
+    )
+    async with world.run(terms=terms) as run, served(run, links=links) as api, async_playwright() as playwright:
+        await run.run_pass()
+        world.settings(price="1543208", asset=TOKEN, splits=[])
+        lost = (await leave_unserved(world, run, "lost")).id
+        booked = (await api.http.get("/v1/ledger/spend")).json()["spend"]
+        ((paid, fee, total),) = [
+            [int(one[part]) for part in ("paid", "fees", "total")] for one in booked if one["asset"] == "lovelace"
+        ]
+        assert paid > ADA, "no ADA goes along"
+        page, origin = await signed_in(playwright, api)
+        await expect(page.locator("#needs-you li")).to_contain_text(
+            f"was paid 1.543208 USDM and {brief_ada(paid)}"
+        )
+        for address, place in ("", f"#row-{lost}"), ("payments", f"#{lost}"), (f"payments/{lost}", "#pays tfoot"):
+            await page.goto(f"{origin}/ui/{address}")
+            await expect(page.locator(place)).to_contain_text("1.543208 USDM")
+            await expect(page.locator(place)).to_contain_text(f"{ada(total)} ADA")
+        parts = page.locator("#pays tbody")
+        await expect(parts).to_contain_text(f"{ada(paid)} ADA")
+        await expect(parts).to_contain_text(f"{ada(fee)} ADA")
 
 
 def test_a_void_payment_is_not_red() -> None:

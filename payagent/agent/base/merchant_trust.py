@@ -28,7 +28,7 @@ from payagent.core.problems import Refused
 from payagent.core.retry_schedule import MerchantReadiness
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.executor import clear_alert, raise_alert, write
-from payagent.store.rows import approvals, events, intents, merchants, topups, writes
+from payagent.store.rows import approvals, events, intents, journal, merchants, topups, writes
 from payagent.store.rows.merchants import UnservedStreak
 
 RulesOf = Callable[[str | None], MerchantRules]
@@ -154,10 +154,10 @@ def streak_changes(
         yield Raise("merchant_stopped", _subject(origin), {"detail": detail, **facts})
 
 
-def unserved_alert(row: PaymentRow, now: Delivery) -> Iterator[Change]:
+def unserved_alert(conn: Connection, row: PaymentRow, now: Delivery) -> Iterator[Change]:
     """A payment that is not served needs a person, until it is served after all or an operator acknowledges it."""
     if now is Delivery.PAID_NOT_SERVED and row.delivery is not now:
-        yield raise_unserved(row)
+        yield raise_unserved(row, journal.left_wallet(conn, row.id))
     elif row.delivery is Delivery.PAID_NOT_SERVED and now is Delivery.ACCEPTED:
         detail = f"{row.invoice.origin} served {row.id} late"
         yield Clear(unserved_subject(row.id), {"detail": detail, "payment": row.id})

@@ -185,7 +185,7 @@ def _write(
     """The delivery, the merchant's streak, the alert, and the events that say why."""
     now = deliver(row.delivery, event)
     streak = merchant_trust.streak_changes(unit.conn, rules(row.invoice.origin), row, now, now_ms)
-    alert = merchant_trust.unserved_alert(row, now)
+    alert = merchant_trust.unserved_alert(unit.conn, row, now)
     write(unit, (SetColumn(row.id, "delivery", now), *streak, *alert, *notes), now_ms)
 
 

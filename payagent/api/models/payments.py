@@ -45,7 +45,7 @@ from payagent.core.payment.machine import ON_CHAIN, Delivery, State
 from payagent.core.policy import is_shared
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, RetryVerdict, make_response, parse_answer, parse_response
-from payagent.store.rows import apps, events, intents
+from payagent.store.rows import apps, events, intents, journal
 from payagent.store.rows.events import EventRow
 
 _UNANSWERED = 504
@@ -414,13 +414,15 @@ class Attempt(Shown):
 class NamedPayment(Payment):
     """With the names that people know. `request`: method and path of the bought request, without its query.
 
-    `purpose`: why the app buys it, in the app's words.
+    `purpose`: why the app buys it, in the app's words. `spend`: what leaves the wallet, with the fee and the ADA
+    that goes along with a token; empty before it is reserved and once it is void.
     """
 
     app_name: str
     merchant: str | None
     request: str | None
     purpose: str | None
+    spend: Amounts
 
     @classmethod
     def of(cls, context: AgentContext, row: PaymentRow, **more: Any) -> Self:
@@ -431,6 +433,7 @@ class NamedPayment(Payment):
             merchant=context.config.merchant_name(row.invoice.origin),
             request=shown_request(intents.request_of(context.conn, row.intent.id)),
             purpose=events.purpose_of(context.conn, row.id),
+            spend=journal.left_wallet(context.conn, row.id),
             **more,
         )
 

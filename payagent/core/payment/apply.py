@@ -348,9 +348,10 @@ def unserved_subject(payment_id: str) -> str:
     return f"unserved:{payment_id}"
 
 
-def raise_unserved(row: PaymentRow) -> Raise:
-    """The alert of a payment that was not served: it needs a person."""
-    paid = format_amount(row.outputs[0].asset, sum(output.units for output in row.outputs))
+def raise_unserved(row: PaymentRow, spend: ledger.Units) -> Raise:
+    """The alert of a payment that was not served: it needs a person. `spend`: what left the wallet, with the fee."""
+    units = ledger.add((spend, {LOVELACE: -(row.attempt.fee_lovelace or 0)}))
+    paid = " and ".join(format_amount(asset, n) for asset, n in units.items() if n)
     detail = f"{row.invoice.origin} was paid {paid} and did not serve"
     facts = {"detail": detail, "payment": row.id, "merchant": row.invoice.origin or ""}
     return Raise("paid_not_served", unserved_subject(row.id), facts)

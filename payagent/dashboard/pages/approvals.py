@@ -89,7 +89,9 @@ def ask(payment: dict[str, Any]) -> dict[str, Any]:
         "known": {one["address"] for one in approval["pinned"]},
         "before": _before(approval, units, asset),
         "is_price_changed": "price_changed" in _codes(approval),
-        "limits": [one for one in approval["limits"] if one["limit"] != "per_payment"],
+        "limits": sorted(
+            (one for one in approval["limits"] if one["limit"] != "per_payment"), key=lambda one: int(one["left"])
+        ),
         "minutes": max(int((ends_at - datetime.now(UTC)).total_seconds()) // 60, 0),
     }
 

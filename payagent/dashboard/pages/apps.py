@@ -7,6 +7,7 @@ Never: SQL; keeps a token.
 """
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,12 +16,12 @@ from starlette.responses import Response
 
 from payagent.api.models.apps import CreateApp
 from payagent.core.bounds import SCOPES
-from payagent.core.money import LOVELACE
 from payagent.core.policy import Window
 from payagent.core.problems import Refused
-from payagent.dashboard.bars import WINDOWS, limit_bar
+from payagent.dashboard.bars import WINDOWS, limit_bar, wallet_bars
 from payagent.dashboard.fields import LIFETIMES, expiry_of, ticked, units_of
 from payagent.dashboard.in_process import ApiRefusedError
+from payagent.dashboard.spent import spent
 from payagent.dashboard.text import brief_ada
 from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
@@ -31,7 +32,7 @@ CONFIRMED_SCOPES = frozenset({"operate", "approve"})
 """A token with one of these is made only after a confirmation in the terminal."""
 
 
-_OPENAI = """# Python; the token is in $PAYAGENT_TOKEN
+_OPENAI = """# Python; the token of APP is in $PAYAGENT_TOKEN
 import os
 from openai import OpenAI
 
@@ -54,7 +55,7 @@ _INSTALL = """payagent mcp install claude-code --app coder \\
 _CURL = """curl API/proxy/MERCHANT/PATH \\
   -H "X-Payagent-Token: $PAYAGENT_TOKEN" \\
   -H "X-Payagent-Max-Cost: 2 ADA\""""
-_HTTPX = """# the token is in $PAYAGENT_TOKEN
+_HTTPX = """# the token of APP is in $PAYAGENT_TOKEN
 import httpx
 from payagent.client import PayAgentTransport
 
@@ -64,7 +65,11 @@ with httpx.Client(transport=pays, timeout=60) as http:
 SNIPPETS = (
     ("OpenAI SDK", _OPENAI, "For any SDK with a base URL. The token never reaches the merchant."),
     ("MCP", _MCP, "For any MCP client. FOLDER is where the token is, in a file that only you can read."),
-    ("MCP, set up by payagent", _INSTALL, "Adds an app, and names payagent in the client's configuration."),
+    (
+        "MCP, set up by payagent",
+        _INSTALL,
+        "Adds an app named coder, and names payagent in the client's configuration.",
+    ),
     ("curl", _CURL, "Add the header X-Payagent-Dry-Run: true to see what it would cost."),
     ("Python, httpx", _HTTPX, "Waits until the merchant accepts the proof, and says what it cost."),
 )
@@ -75,9 +80,16 @@ async def show(visit: Visit) -> Response:
     answer = await visit.api.get("/v1/apps")
     limits = (await visit.api.get("/v1/limits"))["limits"]
     merchants = (await visit.api.get("/v1/merchants"))["merchants"]
-    apps = [{**app, **_budget(app["name"], limits), "chip": _token_chip(app)} for app in answer["apps"]]
-    cards = [app for app in apps if app["active"] and app["id"] != answer["caller"]]
-    payers = [app["name"] for app in cards if "pay" in app["scopes"]]
+    spent_by: dict[str | None, Counter[str]] = defaultdict(Counter)
+    for on, one in (await spent(visit)).items():
+        spent_by[on.app][on.asset] += one.total
+    apps = [
+        {**app, **_budget(app["name"], limits), "chip": _token_chip(app), "spent": spent_by[app["name"]]}
+        for app in answer["apps"]
+    ]
+    cards = [app for app in apps if app["active"] and app["id"] != answer["caller"] and "pay" in app["scopes"]]
+    cards.sort(key=lambda app: (max((-bar["percent"] for bar in app["bars"]), default=0), not app["spent"]))
+    payers = [app["name"] for app in sorted(cards, key=lambda app: bool(app["scopes"] != ["pay"]))]
     query = visit.request.query_params
     connect_app = _chosen(query.get("app"), payers, "my-agent")
     origins = {one["name"]: one["origin"] for one in merchants}
@@ -139,7 +151,6 @@ async def new(visit: Visit) -> Response:
 async def _new_page(visit: Visit, typed: Mapping[str, str], refused: ApiRefusedError | None = None) -> Response:
     limits = (await visit.api.get("/v1/limits"))["limits"]
     merchants = (await visit.api.get("/v1/merchants"))["merchants"]
-    of_all = [one for one in limits if not one["app"] and not one["merchant"] and one["asset"] == LOVELACE]
     return await visit.page(
         "app_new.html",
         200 if refused is None else refused.status,
@@ -151,7 +162,7 @@ async def _new_page(visit: Visit, typed: Mapping[str, str], refused: ApiRefusedE
         ticked_merchants=ticked(typed, "merchants"),
         lifetimes=LIFETIMES,
         budgets=[(window.value, WINDOWS[window]) for window in BUDGETS],
-        wallet=list(map(limit_bar, of_all)),
+        wallet=wallet_bars(limits),
     )
 
 

@@ -11,8 +11,7 @@ from starlette.responses import Response
 
 from payagent.core.money import LOVELACE
 from payagent.core.notifications import ALERTS
-from payagent.core.policy import Window
-from payagent.dashboard.bars import limit_bar
+from payagent.dashboard.bars import wallet_bars
 from payagent.dashboard.charts import spend_chart
 from payagent.dashboard.pages import approvals
 from payagent.dashboard.spent import days, spent
@@ -32,11 +31,12 @@ async def show(visit: Visit) -> Response:
     merchants = (await api.get("/v1/merchants"))["merchants"]
     return await visit.page(
         "overview.html",
-        needs=_needs(awaiting, (await api.get("/v1/alerts"))["alerts"]),
+        asks=[approvals.ask(one) for one in awaiting],
+        asks_icon=approvals.ENTRY.icon,
+        needs=_needs((await api.get("/v1/alerts"))["alerts"]),
         money=_money(wallet),
         address=wallet["address"],
-        bars=limit_bars(limits),
-        per_payment=next((one["most"] for one in _of_all(limits) if one["limit"] == Window.PAYMENT), None),
+        limits=wallet_bars(limits),
         **await _spent(visit),
         prepaid=(await api.get("/v1/prepaid"))["prepaid"],
         latest=latest,
@@ -44,20 +44,9 @@ async def show(visit: Visit) -> Response:
     )
 
 
-def _needs(awaiting: Sequence[Mapping[str, Any]], alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What a person is to decide or to look into, approvals first."""
-    needs = [
-        {
-            "icon": approvals.ENTRY.icon,
-            "is_bad": False,
-            "title": f"{one['merchant'] or one['origin']} waits for a decision: {one['request'] or 'a payment'}",
-            "text": _sentence(one.get("approval", {}).get("reasons", [])),
-            "app": one["app_name"],
-            "href": f"/ui/approvals#{one['id']}",
-            "action": "Decide",
-        }
-        for one in awaiting
-    ]
+def _needs(alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a person is to look into."""
+    needs = []
     for alert in alerts:
         if alert["kind"] in ("approval_needed", "paused"):  # stand there by themselves
             continue
@@ -67,17 +56,10 @@ def _needs(awaiting: Sequence[Mapping[str, Any]], alerts: Sequence[Mapping[str, 
                 "is_bad": not alert["kind"].endswith("_low"),
                 "title": ALERTS[alert["kind"]][1],
                 "text": alert["facts"].get("detail", alert["subject"]),
-                "app": None,
                 "href": _place(alert),
-                "action": "Review",
             }
         )
     return needs
-
-
-def _sentence(reasons: Sequence[Mapping[str, Any]]) -> str:
-    text = "; ".join(str(reason["detail"]) for reason in reasons)
-    return text[:1].upper() + text[1:]
 
 
 def _place(alert: Mapping[str, Any]) -> str:
@@ -110,26 +92,18 @@ def _money(wallet: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_all(limits: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [one for one in limits if not one["app"] and not one["merchant"] and one["asset"] == LOVELACE]
-
-
-def limit_bars(limits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The wallet's own limits in ADA over a time."""
-    return [limit_bar(one) for one in _of_all(limits) if one["limit"] != Window.PAYMENT]
-
-
 async def _spent(visit: Visit) -> dict[str, Any]:
-    """The chart of 30 days in ADA, and what was spent today of each asset, ADA first."""
+    """The chart of 30 days in ADA, and what was spent today and in 30 days of each asset, ADA first."""
     units: Counter[tuple[str, str | None]] = Counter()
-    today: Counter[str] = Counter({LOVELACE: 0})
+    today, month = Counter({LOVELACE: 0}), Counter({LOVELACE: 0})
     dates = days()
     for on, one in (await spent(visit)).items():
         if on.asset == LOVELACE:
             units[on.day, on.merchant] += one.total
+        month[on.asset] += one.total
         if on.day == dates[-1]:
             today[on.asset] += one.total
-    return {"chart": spend_chart(units, dates), "today": today.items()}
+    return {"chart": spend_chart(units, dates), "today": today.items(), "month": month.items()}
 
 
 def _steps(

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from payagent.core.history import details_in_words, event_in_words, is_unserved
-from payagent.core.money import LOVELACE, Tokens, for_people
+from payagent.core.money import Tokens, for_people
 from payagent.core.payment.machine import (
     CANCELLABLE,
     DELIVERIES_IN_WORDS,
@@ -60,12 +60,13 @@ async def show_list(visit: Visit) -> Response:
         status,
         problem,
         asked=asked,
-        rows=[{**one, "total": total(one)} for one in rows],
+        rows=rows,
         is_first=cursor is None,
         newer=fresh,
         first="?" + urlencode(asked),
         older=None if found["cursor"] is None else "?" + urlencode(asked | older),
         tabs=_tabs(asked),
+        unserved=sum(one["kind"] == "paid_not_served" for one in (await visit.api.get("/v1/alerts"))["alerts"]),
         choices=[
             ("merchant", "Merchant", {name: name for name in sorted(origins)}),
             ("app", "App", {one["name"]: one["name"] for one in (await visit.api.get("/v1/apps"))["apps"]}),
@@ -74,14 +75,6 @@ async def show_list(visit: Visit) -> Response:
         ],
         command=_command(asked, query.get("origin")),
     )
-
-
-def total(payment: dict[str, Any]) -> list[tuple[int, str]]:
-    """What leaves the wallet, by asset: what others get, and the fee. A split pays nobody."""
-    sums = {} if payment["kind"] == "split" else {asset: units for units, asset in paid(payment)}
-    if payment["fee"]:
-        sums[LOVELACE] = sums.get(LOVELACE, 0) + int(payment["fee"])
-    return [(units, asset) for asset, units in sums.items()]
 
 
 async def _newer_than(visit: Visit, query: Mapping[str, str], newest: str) -> str:
@@ -122,7 +115,6 @@ async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | No
         problem,
         payment=payment,
         title=_title(payment, visit),
-        total=total(payment),
         meaning=STATES_IN_WORDS[state],
         why=_why(payment),
         delivery=DELIVERIES_IN_WORDS[Delivery(payment["delivery"])],

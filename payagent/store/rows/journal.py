@@ -252,6 +252,20 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
     return [row for row in spend_rows if not row.is_empty]
 
 
+def left_wallet(conn: sqlite3.Connection, payment_id: str) -> dict[str, int]:
+    """What a payment takes from the wallet, per asset and with its fee: all that it holds, and then what was posted.
+
+    Empty if nothing is held and nothing was posted.
+    """
+    rows = conn.execute(
+        "SELECT q.asset, -SUM(q.units) FROM entries j JOIN postings q ON q.entry_id = j.id "
+        "WHERE j.payment_id = ? AND (q.account = 'wallet' OR q.account LIKE 'wallet/%') "
+        "GROUP BY q.asset HAVING SUM(q.units) <> 0 ORDER BY q.asset",
+        (payment_id,),
+    )
+    return dict(rows.fetchall())
+
+
 def last_id(conn: sqlite3.Connection) -> int:
     """The number of the newest entry; 0 if there is none."""
     return number(conn, "SELECT COALESCE(MAX(id), 0) FROM entries")
