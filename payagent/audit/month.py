@@ -73,7 +73,7 @@ class MonthRecords:
             spend=_spend(before.spend, journal.spend(conn, SPEND_BY, later)),
             refusals=tuple(operator_log.refusals_counted(conn, only)),
             topups=tuple(topups.counted(conn, since_ms, until_ms)),
-            unserved=tuple(sorted(payments.unserved(conn, since_ms, until_ms))),
+            unserved=tuple(sorted(payments.lost(conn, since_ms, until_ms))),
             head=Head(*last_seal(conn)),
             last_entry=journal.last_id(conn),
         )

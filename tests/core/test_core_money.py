@@ -313,12 +313,12 @@ def test_of_a_limit_what_is_spent_and_what_is_left_add_up_as_they_are_shown() ->
 
 @given(st.integers(0, 10**12), st.integers(0, 10**6))
 def test_a_whole_limit_is_the_sum_of_its_rounded_parts(spent: int, most: int) -> None:
-    left = max(most * ADA - spent, 0)
+    left = max(most * 1_000_000 - spent, 0)
     used = round_of_limit(spent, LOVELACE, TOKENS, is_spent=True, beside=left)
     rest = round_of_limit(left, LOVELACE, TOKENS, beside=spent)
     assert rest <= left
     assert used >= spent
-    assert used + rest == most * ADA or spent > most * ADA
+    assert used + rest == most * 1_000_000 or spent > most * 1_000_000
 
 
 @pytest.mark.parametrize("text", ["1\u202f00 ADA", "1\u202f0000 ADA", "\u202f100 ADA", "5\u202fADA", "1 000 ADA"])

@@ -208,7 +208,7 @@ def payments_page(
     return find_all(conn, _payment, f"{select}{where} ORDER BY {order} DESC LIMIT ?", (*used.values(), limit))
 
 
-def unserved(conn: sqlite3.Connection, since_ms: int, until_ms: int) -> list[tuple[str, int]]:
+def lost(conn: sqlite3.Connection, since_ms: int, until_ms: int) -> list[tuple[str, int]]:
     """(asset, units) of each payment of a period that was paid and not served."""
     rows = conn.execute(
         "SELECT v.outputs FROM payments p INDEXED BY payments_by_time JOIN invoices v ON v.seq = p.invoice_seq "  # noqa: S608

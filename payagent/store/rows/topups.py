@@ -163,9 +163,7 @@ _BOUGHT = f"""CAST(COALESCE(CASE WHEN t.unit = 'calls'
 """SQL: what the confirmed payments of a top-up bought: calls, or units of the asset that they paid, without fees."""
 
 
-def counted(
-    conn: Connection, since_ms: int, until_ms: int
-) -> list[tuple[str, str, str, str, int, int, int, int]]:
+def counted(conn: Connection, since_ms: int, until_ms: int) -> list[tuple[str, str, str, str, int, int, int, int]]:
     """(origin, app, trigger, unit, top-ups, units ordered, units bought, ended with a code) of those ordered in a
     period."""
     rows = conn.execute(
