@@ -76,7 +76,7 @@ async def test_a_lost_payment_is_red_and_needs_a_person_until_somebody_has_dealt
         await see_red(page, f"#row-{lost}")
         await page.goto(f"{origin}/ui/ledger/month")
         lost_in_month = page.get_by_role("region", name="Paid, not served")
-        await expect(lost_in_month).to_contain_text(re.compile(r"1 payment\s+3\.000000 ADA"))
+        await expect(lost_in_month).to_contain_text(re.compile(r"1 payment\s+13\.000000 ADA"))
         await page.goto(f"{origin}/ui/activity?kind=merchants")
         await expect(page.get_by_role("main")).to_contain_text(f"closed payment {lost} as not served")
         await browser.close()

@@ -293,7 +293,8 @@ def booked(
 
 
 def _entry(conn: sqlite3.Connection, head: tuple[Any, ...]) -> EntryRow:
-    return EntryRow(*head[:5], postings(conn, head[0]), *head[5:])
+    number, kind, payment_id, ref, at_ms, origin, app = head
+    return EntryRow(number, kind, payment_id, ref, at_ms, postings(conn, number), origin, app)
 
 
 def postings(conn: sqlite3.Connection, entry_id: int | None) -> tuple[tuple[str, str, int], ...]:

@@ -160,7 +160,7 @@ _BOUGHT = f"""CAST(COALESCE(CASE WHEN t.unit = 'calls'
     ELSE (SELECT SUM(q.units) FROM payments p JOIN entries j ON j.payment_id = p.id
           JOIN postings q ON q.entry_id = j.id AND q.asset = t.unit AND q.account <> 'fees' AND {IS_SPEND}
           WHERE p.topup_id = t.id) END, 0) AS BIGINT)"""
-"""SQL: what the confirmed payments of a top-up bought: calls, or units of the asset that they paid, without fees."""
+"""SQL: what the confirmed payments of a top-up bought: calls, or units of the asset paid, without fees."""
 
 
 def counted(conn: Connection, since_ms: int, until_ms: int) -> list[tuple[str, str, str, str, int, int, int, int]]:
