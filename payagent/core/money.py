@@ -215,8 +215,8 @@ def round_of_limit(
 ) -> int:
     """Round what a limit leaves down, and what was spent up, to three digits: 38.209999 ADA to 38.2 or 38.3 ADA.
 
-    Whole ADA and whole tokens stay. `beside`: the one of the two that stands beside it; both get the decimals of the
-    smaller, so that they still add up. Nothing else that is shown is rounded, and the exact amount stands beside.
+    Whole ADA and whole tokens stay. `beside`: the other of the two. Both get the decimals of the smaller, so that
+    they still add up. Nothing else that is shown is rounded, and the exact amount stands beside.
     """
     smaller = min(int(units) or int(beside), int(beside) or int(units))
     step: int = 10 ** min(max(len(str(smaller)) - 3, 0), name_and_decimals(asset, tokens)[1])

@@ -174,7 +174,6 @@ async def _topup_page(
 ) -> Response:
     merchant = await visit.api.get(_path(visit))
     pools = (await visit.api.get("/v1/prepaid"))["prepaid"]
-    assets = (await visit.api.get("/v1/wallet"))["assets"]
     limits = [
         one
         for one in (await visit.api.get("/v1/limits"))["limits"]
@@ -190,7 +189,7 @@ async def _topup_page(
         unit=visit.form.get("unit") or (CALLS if any(one["unit"] == CALLS for one in own) else LOVELACE),
         plan=plan,
         calls=CALLS,
-        available=next(one["available"] for one in assets if one["asset"] == LOVELACE),
+        assets=(await visit.api.get("/v1/wallet"))["assets"],
         tightest=min(limits, key=lambda one: int(one["left"]), default=None),
     )
 

@@ -159,7 +159,7 @@ _BOUGHT = f"""CAST(COALESCE(CASE WHEN t.unit = 'calls'
           WHERE p.topup_id = t.id)
     ELSE (SELECT SUM(q.units) FROM payments p JOIN entries j ON j.payment_id = p.id
           JOIN postings q ON q.entry_id = j.id AND q.asset = t.unit AND q.account <> 'fees' AND {IS_SPEND}
-          WHERE p.topup_id = t.id) END, 0) AS BIGINT)"""
+          WHERE p.topup_id = t.id) END, 0) AS BIGINT)"""  # noqa: S608  our own names
 """SQL: what the confirmed payments of a top-up bought: calls, or units of the asset paid, without fees."""
 
 
