@@ -13,7 +13,7 @@ from payagent.audit.finding import Head
 from payagent.core.ledger import HELD, WALLET, general_account
 from payagent.store.db.seals import last_seal
 from payagent.store.db.unit import Connection
-from payagent.store.rows import journal, operator_log, topups
+from payagent.store.rows import journal, operator_log, payments, topups
 from payagent.store.rows.journal import Selection, SpendKey, SpendRow
 
 SPEND_BY: tuple[SpendKey, ...] = ("merchant", "app", "day", "destination")
@@ -27,6 +27,7 @@ class MonthRecord:
 
     `opening` and `closing`: (account, asset, units) of the wallet, of what is held, and of prepaid balances.
     `changes`: (kind of entry, asset, units) by which wallet and held together changed. `head` covers all of it.
+    `unserved`: (asset, units) of each payment of the month that was paid and not served, by asset.
     `last_entry`: the ledger's newest entry then.
     """
 
@@ -37,7 +38,8 @@ class MonthRecord:
     changes: tuple[Amount, ...]
     spend: tuple[SpendRow, ...]
     refusals: tuple[tuple[str | None, str | None, str, int], ...]
-    topups: tuple[tuple[str, str, str, str, int, int, int], ...]
+    topups: tuple[tuple[str, str, str, str, int, int, int, int], ...]
+    unserved: tuple[tuple[str, int], ...]
     head: Head
     last_entry: int
 
@@ -51,7 +53,7 @@ class MonthRecords:
     def read(self, conn: Connection, month: str) -> MonthRecord:
         """The record of a month, such as 2026-11. `conn` must be in one read transaction."""
         since_ms, until_ms = _bounds_ms(month)
-        nothing = MonthRecord(since_ms, until_ms, (), (), (), (), (), (), Head(0, ""), 0)
+        nothing = MonthRecord(since_ms, until_ms, (), (), (), (), (), (), (), Head(0, ""), 0)
         before = self._kept.get(month, nothing)
         only = Selection(since_ms=since_ms, until_ms=until_ms)
         later = replace(only, after_id=before.last_entry)
@@ -71,6 +73,7 @@ class MonthRecords:
             spend=_spend(before.spend, journal.spend(conn, SPEND_BY, later)),
             refusals=tuple(operator_log.refusals_counted(conn, only)),
             topups=tuple(topups.counted(conn, since_ms, until_ms)),
+            unserved=tuple(sorted(payments.lost(conn, since_ms, until_ms))),
             head=Head(*last_seal(conn)),
             last_entry=journal.last_id(conn),
         )

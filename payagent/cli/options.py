@@ -274,7 +274,8 @@ def of_limit(name: str, drop: int) -> tuple[Field, Field]:
     def short(row: Any) -> str:
         units = row[name]
         if None not in (units, row["most"]):
-            units = round_of_limit(units, row["asset"], _tokens_for(row["asset"]), is_spent=name == "spent")
+            tokens, other = _tokens_for(row["asset"]), row["left" if name == "spent" else "spent"]
+            units = round_of_limit(units, row["asset"], tokens, is_spent=name == "spent", beside=other or 0)
         return show_units(row["asset"], units)
 
     def exact(row: Any) -> str:

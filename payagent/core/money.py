@@ -210,12 +210,16 @@ def show_amount(asset: str, units: int, tokens: Tokens) -> str:
     return f"{number.rstrip('0').rstrip('.') if decimals else number} {name}"
 
 
-def round_of_limit(units: int | str, asset: str, tokens: Tokens, *, is_spent: bool = False) -> int:
+def round_of_limit(
+    units: int | str, asset: str, tokens: Tokens, *, is_spent: bool = False, beside: int | str = 0
+) -> int:
     """Round what a limit leaves down, and what was spent up, to three digits: 38.209999 ADA to 38.2 or 38.3 ADA.
 
-    Whole ADA and whole tokens stay. Nothing else that is shown is rounded, and the exact amount stands beside.
+    Whole ADA and whole tokens stay. `beside`: the other of the two. Both get the decimals of the smaller, so that
+    they still add up. Nothing else that is shown is rounded, and the exact amount stands beside.
     """
-    step: int = 10 ** min(max(len(str(units)) - 3, 0), name_and_decimals(asset, tokens)[1])
+    smaller = min(int(units) or int(beside), int(beside) or int(units))
+    step: int = 10 ** min(max(len(str(smaller)) - 3, 0), name_and_decimals(asset, tokens)[1])
     return -(-int(units) // step) * step if is_spent else int(units) // step * step
 
 

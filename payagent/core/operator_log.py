@@ -10,6 +10,7 @@ from typing import Any, Literal
 from payagent.core.history import decider
 from payagent.core.money import LOVELACE, counted, format_amount
 from payagent.core.policy import limit_in_words
+from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import name_of
 
 LogKind = Literal[
@@ -35,7 +36,7 @@ KINDS: Mapping[LogKind, tuple[str, ...]] = {
     ),
     "signing": ("paused", "resumed", "unfrozen"),
     "config": ("config_read",),
-    "topups": ("topup_stopped",),
+    "topups": ("topup_opened", "topup_stopped"),
     "chats": ("chat_paired", "chat_unpaired"),
     "decisions": ("reserve", "deny"),
     "refusals": ("refused", "reject"),
@@ -48,7 +49,7 @@ Entry = Mapping[str, Any]
 
 
 def sentence(entry: Entry) -> str:
-    """What happened, without who did it."""
+    """What happened, to be read after who did it (`who`): "set the wallet's daily limit to 5 ADA"."""
     return _SENTENCES[entry["event"]](entry, entry["detail"])
 
 
@@ -70,14 +71,20 @@ def _limit(entry: Entry, detail: Entry) -> str:
     asset, most = detail["asset"], detail["most"]
     limit = limit_in_words({**detail, "app": entry["app"], "merchant": entry["merchant"]})
     if most is not None:
-        return f"{limit}: {format_amount(asset, int(most))}"
+        return f"set {limit} to {format_amount(asset, int(most))}"
     of_asset = "" if asset == LOVELACE else f" in {asset[:56]}.{asset[56:]}"
-    return f"{limit}{of_asset}: as in the config file"
+    return f"set {limit}{of_asset} back to the config file"
+
+
+def _topup(entry: Entry, detail: Entry) -> str:
+    unit, units = detail["unit"], int(detail["units"])
+    goal = counted(units, "call") if unit == CALLS else format_amount(unit, units)
+    return f"ordered a top-up at {entry['merchant']}: {goal}"
 
 
 def _refusal(entry: Entry, detail: Entry) -> str:
     request = " ".join(entry[part] for part in ("merchant", "request", "payment") if entry[part])
-    return f"refused with {name_of(detail['code'], detail['reason'])}: {request}"
+    return f"was refused with {name_of(detail['code'], detail['reason'])}: {request}"
 
 
 def _changes(_entry: Entry, detail: Entry) -> str:
@@ -88,39 +95,41 @@ def _changes(_entry: Entry, detail: Entry) -> str:
         f"{key} from {shown(key, one['from'])} to {shown(key, one['to'])}"
         for key, one in detail["changed"].items()
     )
-    return f"config file read again: {', '.join(changed)}"
+    return f"read the config file again: {', '.join(changed)}"
 
 
 _SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
     "limit_set": _limit,
-    "app_added": lambda _, detail: f"app {detail['name']} added ({', '.join(detail['scopes'])})",
-    "token_issued": lambda entry, _: f"token issued for the app {entry['app']}",
-    "app_revoked": lambda entry, _: f"app {entry['app']} revoked",
-    "merchant_added": lambda _, detail: f"merchant {detail['name']} added",
-    "merchant_removed": lambda _, detail: f"merchant {detail['name']} removed",
+    "app_added": lambda _, detail: f"added the app {detail['name']} ({', '.join(detail['scopes'])})",
+    "token_issued": lambda entry, _: f"issued a token for the app {entry['app']}",
+    "app_revoked": lambda entry, _: f"revoked the app {entry['app']}",
+    "merchant_added": lambda _, detail: f"added the merchant {detail['name']}",
+    "merchant_removed": lambda _, detail: f"removed the merchant {detail['name']}",
     "merchant_stopped": lambda entry, detail: (
-        f"merchant {entry['merchant']} stopped: {counted(detail['unserved_streak'], 'payment')} in a row "
+        f"stopped the merchant {entry['merchant']}: {counted(detail['unserved_streak'], 'payment')} in a row "
         "not served"
     ),
-    "unserved_acknowledged": lambda _, detail: f"payment {detail['payment']} closed as not served",
-    "merchant_resumed": lambda entry, _: f"merchant {entry['merchant']} resumed",
-    "address_pinned": lambda entry, detail: f"address of {entry['merchant']} pinned: {detail['address']}",
-    "address_unpinned": lambda entry, detail: f"address of {entry['merchant']} unpinned: {detail['address']}",
-    "paused": lambda _, detail: "signing paused" + (f": {detail['reason']}" if detail["reason"] else ""),
-    "resumed": lambda *_: "signing resumed",
-    "unfrozen": lambda *_: "wallet unfrozen",
+    "unserved_acknowledged": lambda _, detail: f"closed payment {detail['payment']} as not served",
+    "merchant_resumed": lambda entry, _: f"resumed the merchant {entry['merchant']}",
+    "address_pinned": lambda entry, detail: f"pinned an address of {entry['merchant']}: {detail['address']}",
+    "address_unpinned": lambda entry, detail: f"unpinned an address of {entry['merchant']}: {detail['address']}",
+    "paused": lambda _, detail: "paused signing" + (f": {detail['reason']}" if detail["reason"] else ""),
+    "resumed": lambda *_: "resumed signing",
+    "unfrozen": lambda *_: "unfroze the wallet",
     "config_read": _changes,
-    "topup_stopped": lambda _, detail: f"top-up {detail['topup']} stopped: {detail['code']}",
-    "chat_paired": lambda _, detail: f"chat {detail['chat']} paired with {detail['target']}",
-    "chat_unpaired": lambda _, detail: f"chat {detail['chat']} unpaired from {detail['target']}",
+    "topup_opened": _topup,
+    "topup_stopped": lambda _, detail: f"stopped top-up {detail['topup']}: {detail['code']}",
+    "chat_paired": lambda _, detail: f"paired chat {detail['chat']} with {detail['target']}",
+    "chat_unpaired": lambda _, detail: f"unpaired chat {detail['chat']} from {detail['target']}",
     "refused": _refusal,
     "reject": _refusal,
     "deny": lambda entry, detail: (
-        f"{'timed out' if detail.get('via') == 'clock' else 'denied'}: {entry['payment']} of {entry['app']}"
+        f"denied {entry['payment']} of {entry['app']}"
+        + (": nobody decided in time" if detail.get("via") == "clock" else "")
     ),
-    "reserve": lambda entry, _: f"approved: {entry['payment']} of {entry['app']}",
+    "reserve": lambda entry, _: f"approved {entry['payment']} of {entry['app']}",
     "dashboard_opened": lambda *_: "signed in to the dashboard",
-    "dashboard_refused": lambda _, detail: f"sign-in to the dashboard refused: {detail['reason']}",
+    "dashboard_refused": lambda _, detail: f"refused a sign-in to the dashboard: {detail['reason']}",
     "dashboard_confirmed": lambda _, detail: f"confirmed in the terminal: {detail['what']}",
     "dashboard_closed": lambda _, detail: (
         f"signed {detail['others']} others out of the dashboard"

@@ -22,7 +22,7 @@ def limit_bar(limit: Mapping[str, Any]) -> dict[str, Any]:
     percent = min(spent * 100 / most, 100.0) if most else 100.0
     look = "fbad" if percent >= 95 else "fwarn" if percent >= 80 else "f1"
     meter = [] if limit["limit"] == Window.PAYMENT else [(percent, look)]
-    return {**limit, "title": WINDOWS[Window(limit["limit"])], "meter": meter, "percent": round(percent)}
+    return {**limit, "title": WINDOWS[Window(limit["limit"])], "meter": meter, "percent": percent}
 
 
 def wallet_bars(limits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

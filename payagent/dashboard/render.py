@@ -58,7 +58,6 @@ class Renderer:
             "when": text.when,
             "short": text.short,
             "clipped": partial(text.clipped, tokens=tokens),
-            "figures": text.figures,
             "number": text.number,
             "readable": partial(for_people, tokens=tokens),
             "counted": counted,

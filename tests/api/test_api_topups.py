@@ -69,6 +69,20 @@ async def test_a_topup_is_ordered_once_per_key_and_carried_out(api: Api) -> None
     assert (holding["bought"], holding["used"]) == ("8", "0")
 
 
+@pytest.mark.parametrize(
+    ("asset", "units", "bought"), [("lovelace", 20 * ADA, 2 * COST), ("lovelace", 500 * ADA, 0), ("calls", 7, 8)]
+)
+async def test_a_months_report_tells_what_was_ordered_from_what_was_bought(
+    api: Api, asset: str, units: int, bought: int
+) -> None:
+    told = (await order(api, asset=asset, units=str(units))).json()
+    if bought:
+        await carry_out(api)
+    report = (await api.http.get("/v1/ledger/report", params={"month": told["created_at"][:7]})).json()
+    (row,) = report["topups"]
+    assert (row["unit"], row["units"], row["bought"]) == (asset, str(units), str(bought))
+
+
 async def test_a_wait_on_a_topup_ends_when_a_payment_is_made(api: Api) -> None:
     told = (await order(api)).json()
     waiting = asyncio.create_task(api.as_("reader").get(f"{PATH}/{told['id']}", params={"wait": "20"}))

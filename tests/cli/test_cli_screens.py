@@ -133,27 +133,27 @@ def test_a_read_token_sees_who_changed_what_and_which_calls_were_refused(busy: S
     told = busy.payagent("log", "--human", "--token-file", busy.folder / "auditor")
     assert told.code == 0, told.err
     lines = [re.sub(" +", " ", masked(line)) for line in told.out.splitlines()]
-    refusal = f"bot refused with limit_exceeded: t POST /chat pay_{24 * '0'}"
+    refusal = f"bot was refused with limit_exceeded: t POST /chat pay_{24 * '0'}"
     assert [line.removeprefix("2026-01-01 00:00:00 ") for line in lines] == [
-        "operator app operator added (approve, operate, pay, read)",
-        "operator token issued for the app operator",
-        "operator app bot added (pay)",
-        "operator token issued for the app bot",
-        "operator bot's daily limit: 5 ADA",
-        "operator app auditor added (read)",
-        "operator token issued for the app auditor",
+        "operator added the app operator (approve, operate, pay, read)",
+        "operator issued a token for the app operator",
+        "operator added the app bot (pay)",
+        "operator issued a token for the app bot",
+        "operator set bot's daily limit to 5 ADA",
+        "operator added the app auditor (read)",
+        "operator issued a token for the app auditor",
         refusal,
-        "operator signing paused: a drill",
-        "operator signing resumed",
-        "operator the total limit at t: 90 ADA",
-        "operator the total limit at t: as in the config file",
-        "operator merchant shop added",
-        f"operator address of https://shop.example pinned: {OTHER}",
-        f"operator address of https://shop.example unpinned: {OTHER}",
-        "operator merchant shop removed",
-        "operator app brief added (pay)",
-        "operator token issued for the app brief",
-        "operator app brief revoked",
+        "operator paused signing: a drill",
+        "operator resumed signing",
+        "operator set the total limit at t to 90 ADA",
+        "operator set the total limit at t back to the config file",
+        "operator added the merchant shop",
+        f"operator pinned an address of https://shop.example: {OTHER}",
+        f"operator unpinned an address of https://shop.example: {OTHER}",
+        "operator removed the merchant shop",
+        "operator added the app brief (pay)",
+        "operator issued a token for the app brief",
+        "operator revoked the app brief",
     ]
     newest = busy.payagent("log", "--limit", "1").json["log"][0]
     assert (newest["event"], newest["by"], newest["app"]) == ("app_revoked", "operator", "brief")

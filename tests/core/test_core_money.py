@@ -302,6 +302,25 @@ def test_a_rounded_amount_that_is_pasted_back_never_exceeds_what_is_left(asset: 
         assert left == spent, "a token without decimals is never rounded"
 
 
+def test_of_a_limit_what_is_spent_and_what_is_left_add_up_as_they_are_shown() -> None:
+    spent, left = 229_529_901, 70_470_099
+    shown = (
+        round_of_limit(spent, LOVELACE, TOKENS, is_spent=True, beside=left),
+        round_of_limit(left, LOVELACE, TOKENS, beside=spent),
+    )
+    assert [show_amount(LOVELACE, one, TOKENS) for one in shown] == ["229.6 ADA", "70.4 ADA"]
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**6))
+def test_a_whole_limit_is_the_sum_of_its_rounded_parts(spent: int, most: int) -> None:
+    left = max(most * 1_000_000 - spent, 0)
+    used = round_of_limit(spent, LOVELACE, TOKENS, is_spent=True, beside=left)
+    rest = round_of_limit(left, LOVELACE, TOKENS, beside=spent)
+    assert rest <= left
+    assert used >= spent
+    assert used + rest == most * 1_000_000 or spent > most * 1_000_000
+
+
 @pytest.mark.parametrize("text", ["1\u202f00 ADA", "1\u202f0000 ADA", "\u202f100 ADA", "5\u202fADA", "1 000 ADA"])
 def test_a_thin_space_only_separates_thousands(text: str) -> None:
     assert code_of(parse_ada, text) == "amount_invalid"

@@ -27,6 +27,7 @@ def report(*spend: dict[str, Any], **more: Any) -> dict[str, Any]:
         "changes": [],
         "refusals": [],
         "topups": [],
+        "unserved": [],
         "head": HEAD,
     }
     period = {"month": "2026-11", "since": "2026-11-01T00:00:00.000Z", "until": "2026-12-01T00:00:00.000Z"}
@@ -78,6 +79,7 @@ def test_each_table_of_spend_has_the_same_sum() -> None:
 def test_hostile_names_are_escaped_and_the_file_loads_nothing() -> None:
     refused = {"app": HOSTILE, "merchant": HOSTILE, "code": "limit_exceeded", "count": 1}
     topup = {"merchant": HOSTILE, "app": HOSTILE, "trigger": HOSTILE, "unit": "calls", "count": 1, "units": "1"}
+    topup |= {"bought": "0"}
     account = {"account": f"prepaid:{HOSTILE}", "asset": HOSTILE, "units": "1"}
     page = file_of(
         report(
@@ -157,6 +159,28 @@ def test_refusals_are_said_in_words() -> None:
         ["No app", "a merchant that was not named", "1"],
     ]
     assert "6 purchases Most often: above a limit." in plain(page)
+
+
+def test_a_payment_that_was_not_served_stands_in_the_summary() -> None:
+    lost = [
+        {"asset": "lovelace", "payments": 1, "units": "1500000"},
+        {"asset": TOKEN, "payments": 2, "units": "2500000"},
+    ]
+    page = plain(file_of(report(unserved=lost), USDM=(TOKEN, 6)))
+    assert "Paid, not served 3 payments 1.500000 ADA" in page
+    assert "2.500000 USDM" in page
+    assert "not served" not in plain(file_of(report()))
+
+
+def test_a_top_up_shows_what_was_bought_beside_what_was_ordered() -> None:
+    ordered = {"merchant": "t", "app": "bot", "trigger": "manual", "count": 1, "ended_early": 0}
+    rows = [
+        ordered | {"unit": "lovelace", "units": "500000000", "bought": "2600000"},
+        ordered | {"unit": "calls", "units": "20", "bought": "1"},
+    ]
+    head, ada, calls = tables(file_of(report(topups=rows)))["Top-ups"]
+    assert head[-2:] == ["Ordered", "Bought"]
+    assert (ada[-2:], calls[-2:]) == (["500.000000 ADA", "2.600000 ADA"], ["20 calls", "1 call"])
 
 
 def test_an_empty_month_says_so() -> None:

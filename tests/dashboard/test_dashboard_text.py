@@ -135,7 +135,7 @@ def test_the_chart_takes_no_merchants_name_for_all_others_or_for_transfers() -> 
     [
         ("telegram", "by Telegram"),
         ("pigeon", "pigeon"),
-        (None, "by its token"),
+        (None, "with its token"),
         ("clock", "because the time was over"),
     ],
 )

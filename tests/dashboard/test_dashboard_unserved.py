@@ -1,5 +1,6 @@
 """Money that was paid and not served: a red mark at every width, and an item until somebody has dealt with it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -81,8 +82,11 @@ async def test_a_lost_payment_is_red_and_needs_a_person_until_somebody_has_dealt
         await page.goto(f"{origin}/ui/")
         await expect(needs).to_have_count(0)
         await see_red(page, f"#row-{lost}")
+        await page.goto(f"{origin}/ui/ledger/month")
+        lost_in_month = page.get_by_role("region", name="Paid, not served")
+        await expect(lost_in_month).to_contain_text(re.compile(r"1 payment\s+13\.000000 ADA"))
         await page.goto(f"{origin}/ui/activity?kind=merchants")
-        await expect(page.get_by_role("main")).to_contain_text(f"payment {lost} closed as not served")
+        await expect(page.get_by_role("main")).to_contain_text(f"closed payment {lost} as not served")
 
 
 async def test_the_ada_that_goes_along_with_a_token_is_in_what_left_the_wallet(world: World) -> None:

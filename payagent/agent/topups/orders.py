@@ -97,6 +97,8 @@ def open_topup(
     if (under_way := topups.open_of(unit.conn, pool.id)) is not None:
         raise Refused("topup_in_progress", f"{under_way.id} is still open", topup=under_way.id)
     request, is_call = request_of(merchant, goal)
+    facts = {"merchant": merchant.origin, "unit": goal.unit, "units": str(goal.units), "by": app_id}
+    writes.note(unit, None, "topup_opened", None, now_ms, {"topup": topup_id, **facts})
     return topups.add(
         unit,
         topup_id=topup_id,

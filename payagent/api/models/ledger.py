@@ -1,6 +1,8 @@
 """The ledger, and the results of checking it. Never: I/O."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field
@@ -27,19 +29,25 @@ def _postings(rows: Sequence[tuple[str, str, int]]) -> list[LedgerPosting]:
 
 
 class LedgerEntry(BaseModel):
+    """An entry with its postings. `merchant` and `app`: those of its payment, or of a use of a prepaid balance."""
+
     id: int
     kind: str
     payment: str | None
+    merchant: str | None
+    app: str | None
     ref: str | None
     at: Time
     postings: list[LedgerPosting]
 
     @classmethod
-    def of(cls, row: EntryRow) -> Self:
+    def of(cls, row: EntryRow, config: AgentConfig) -> Self:
         return cls(
             id=row.id,
             kind=row.kind,
             payment=row.payment_id,
+            merchant=config.merchant_name(row.origin),
+            app=row.app,
             ref=row.ref,
             at=row.at_ms,
             postings=_postings(row.postings),
@@ -185,7 +193,10 @@ class RefusalCount(BaseModel):
 
 
 class TopupCount(BaseModel):
-    """Top-ups that were ordered. `unit`: calls, or an asset. `ended_early`: how many ended with a code."""
+    """Top-ups that were ordered. `unit`: calls, or an asset. `ended_early`: how many ended with a code.
+
+    `units` were ordered; `bought` is what their confirmed payments bought.
+    """
 
     merchant: str | None
     origin: str
@@ -194,7 +205,16 @@ class TopupCount(BaseModel):
     unit: str
     count: int
     units: Units
+    bought: Units
     ended_early: int
+
+
+class UnservedSum(BaseModel):
+    """Payments in one asset that were paid and not served, without fees."""
+
+    asset: str
+    payments: int
+    units: Units
 
 
 class MonthReport(BaseModel):
@@ -215,6 +235,7 @@ class MonthReport(BaseModel):
     totals: list[Spent]
     refusals: list[RefusalCount]
     topups: list[TopupCount]
+    unserved: list[UnservedSum]
     head: str
 
     @classmethod
@@ -238,9 +259,14 @@ class MonthReport(BaseModel):
                 TopupCount.model_validate(
                     {"merchant": config.merchant_name(origin), "origin": origin}
                     | {"app": app, "trigger": trigger, "unit": unit, "count": count, "units": units}
-                    | {"ended_early": ended}
+                    | {"bought": bought, "ended_early": ended}
                 )
-                for origin, app, trigger, unit, count, units, ended in record.topups
+                for origin, app, trigger, unit, count, units, bought, ended in record.topups
+            ],
+            unserved=[
+                UnservedSum(asset=asset, payments=len(units), units=sum(units))
+                for asset, group in groupby(record.unserved, key=itemgetter(0))
+                for units in [[of_one for _, of_one in group]]
             ],
             head=str(record.head),
         )

@@ -159,9 +159,8 @@ async def entries(caller: Reader, query: Annotated[EntryPage, Query()]) -> JsonR
         only=query.selection(caller),
     )
     rows = await _read(caller.context, page)
-    return JsonResponse(
-        Entries(entries=[LedgerEntry.of(row) for row in rows], cursor=query.next_of([row.id for row in rows]))
-    )
+    listed = [LedgerEntry.of(row, caller.context.config) for row in rows]
+    return JsonResponse(Entries(entries=listed, cursor=query.next_of([row.id for row in rows])))
 
 
 @router.get(

@@ -12,11 +12,11 @@ from payagent.core.operator_log import LogKind, sentence, who
 from payagent.dashboard.visit import MenuEntry, Visit, page
 
 WAYS = {
-    "token": "by its token",
+    "token": "with its token",
     "link": "by a signed link",
     "telegram": "by Telegram",
     "clock": "because the time was over",
-    "dashboard": "by the dashboard",
+    "dashboard": "in the dashboard",
 }
 """How a change was made, by `via` of its event."""
 
@@ -48,17 +48,21 @@ def by_day(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[dict[st
     for _, of_day in groupby(entries, key=lambda entry: str(entry["at"])[:10]):
         lines = [
             {
-                "at": entry["at"],
+                "at": (entry := same[0])["at"],
                 "who": who(entry),
-                "sentence": sentence(entry),
+                "sentence": "; ".join(sentence(one) for one in reversed(same)),
                 "way": _way(entry),
-                "event": entry["event"],
                 "payment": entry["payment"],
             }
-            for entry in of_day
+            for same in (list(of_one) for _, of_one in groupby(of_day, key=_change))
         ]
         days.append((lines[0]["at"], lines))
     return days
+
+
+def _change(entry: Mapping[str, Any]) -> tuple[object, ...]:
+    """Equal for the events of one change, such as a new app with its token and its limits."""
+    return (entry["at"], entry["by"], entry["app"]) if entry["by"] and entry["app"] else (entry["seq"],)
 
 
 def _way(entry: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from payagent.core.address import parse_address
 from payagent.core.money import LOVELACE, counted
 from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
+from payagent.core.policy import Window
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused, own_order
 from payagent.dashboard.fields import units_of
@@ -69,11 +70,18 @@ async def _one_page(visit: Visit, refused: ApiRefusedError | None = None) -> Res
         {**one, "asks_above": None if rise is None else int(one["units"]) * (100 + rise) // 100}
         for one in merchant["prices"]
     ]
+    changes = await visit.api.get("/v1/log", kind="merchants", merchant=merchant["origin"], limit=100)
+    pinned = {
+        (one["detail"]["role"], one["detail"]["address"]): (one["by"], one["at"])
+        for one in reversed(changes["log"])
+        if one["event"] == "address_pinned"
+    }
     return await visit.page(
         "merchant.html",
         200 if refused is None else refused.status,
         None if refused is None else refused.problem,
         merchant={**merchant, "prices": prices},
+        pinned=pinned,
         spent=(await _spent(visit)).get(merchant["origin"], []),
     )
 
@@ -166,6 +174,12 @@ async def _topup_page(
 ) -> Response:
     merchant = await visit.api.get(_path(visit))
     pools = (await visit.api.get("/v1/prepaid"))["prepaid"]
+    limits = [
+        one
+        for one in (await visit.api.get("/v1/limits"))["limits"]
+        if one["asset"] == LOVELACE and one["limit"] != Window.PAYMENT
+        if one["app"] in (None, visit.app.name) and one["merchant"] in (None, merchant["name"])
+    ]
     return await visit.page(
         "topup.html",
         200 if refused is None else refused.status,
@@ -175,6 +189,8 @@ async def _topup_page(
         unit=visit.form.get("unit") or (CALLS if any(one["unit"] == CALLS for one in own) else LOVELACE),
         plan=plan,
         calls=CALLS,
+        assets=(await visit.api.get("/v1/wallet"))["assets"],
+        tightest=min(limits, key=lambda one: int(one["left"]), default=None),
     )
 
 

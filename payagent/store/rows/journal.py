@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from payagent.store.db.sql import number, sums, whole
 from payagent.store.db.tables import IS_OURS, IS_SPEND
@@ -68,12 +68,16 @@ class SpendRow:
 
 
 class EntryRow(NamedTuple):
+    """An entry with its postings. `origin` and `app` (its name): only as `entries_page` reads it."""
+
     id: int
     kind: str
     payment_id: str | None
     ref: str | None
     at_ms: int
     postings: tuple[tuple[str, str, int], ...]
+    origin: str | None = None
+    app: str | None = None
 
 
 _APP_OF_MOVE = (
@@ -222,7 +226,8 @@ def entries_page(
         }
     )
     heads = conn.execute(
-        f"SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms FROM {_ENTRIES}{where} ORDER BY j.id DESC LIMIT ?",  # noqa: S608
+        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), a.name "  # noqa: S608
+        f"FROM {_ENTRIES}{where} ORDER BY j.id DESC LIMIT ?",
         (*values, limit),
     ).fetchall()
     return [_entry(conn, head) for head in heads]
@@ -301,8 +306,9 @@ def booked(
         yield EntryRow(entry_id, kind, payment_id, ref, at_ms, postings), origin, app_id, app
 
 
-def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | None, int]) -> EntryRow:
-    return EntryRow(head[0], head[1], head[2], head[3], head[4], postings(conn, head[0]))
+def _entry(conn: sqlite3.Connection, head: tuple[Any, ...]) -> EntryRow:
+    number, kind, payment_id, ref, at_ms, origin, app = head
+    return EntryRow(number, kind, payment_id, ref, at_ms, postings(conn, number), origin, app)
 
 
 def postings(conn: sqlite3.Connection, entry_id: int | None) -> tuple[tuple[str, str, int], ...]:

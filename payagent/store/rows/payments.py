@@ -208,6 +208,18 @@ def payments_page(
     return find_all(conn, _payment, f"{select}{where} ORDER BY {order} DESC LIMIT ?", (*used.values(), limit))
 
 
+def lost(conn: sqlite3.Connection, since_ms: int, until_ms: int) -> list[tuple[str, int]]:
+    """(asset, units) of each payment of a period that was paid and not served."""
+    rows = conn.execute(
+        "SELECT v.outputs FROM payments p INDEXED BY payments_by_time JOIN invoices v ON v.seq = p.invoice_seq "  # noqa: S608
+        "WHERE p.created_at_ms >= ? AND p.created_at_ms < ? AND p.delivery = 'paid_not_served' "
+        f"AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)}",
+        (since_ms, until_ms),
+    )
+    paid = (load_outputs(outputs) for (outputs,) in rows)
+    return [(outputs[0].asset, sum(output.units for output in outputs)) for outputs in paid]
+
+
 def scan_floor(conn: sqlite3.Connection, before_seq: int | None) -> int:
     """The oldest payment that a page looks at for a filter without an index."""
     return max((before_seq or number(conn, "SELECT MAX(seq) FROM payments") + 1) - SCAN_MAX, 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from payagent.core.problems import name_of
 from payagent.store.db.sql import find_all, find_one, number, sums, whole
+from payagent.store.db.tables import IS_SPEND
 from payagent.store.db.unit import Connection, Unit
 
 AUTO_APP = "app_auto_topup"
@@ -153,15 +154,26 @@ def page(conn: Connection, before_seq: int | None, limit: int) -> list[TopupRow]
     return find_all(conn, _topup, f"{_TOPUP} WHERE seq < ? ORDER BY seq DESC LIMIT ?", (below, limit))
 
 
-def counted(conn: Connection, since_ms: int, until_ms: int) -> list[tuple[str, str, str, str, int, int, int]]:
-    """(origin, app, trigger, unit, top-ups, units, ended with a code) of those ordered in a period."""
+_BOUGHT = f"""CAST(COALESCE(CASE WHEN t.unit = 'calls'
+    THEN (SELECT SUM(m.bought) FROM payments p JOIN prepaid_moves m ON m.payment_id = p.id AND m.unit = t.unit
+          WHERE p.topup_id = t.id)
+    ELSE (SELECT SUM(q.units) FROM payments p JOIN entries j ON j.payment_id = p.id
+          JOIN postings q ON q.entry_id = j.id AND q.asset = t.unit AND q.account <> 'fees' AND {IS_SPEND}
+          WHERE p.topup_id = t.id) END, 0) AS BIGINT)"""  # noqa: S608  our own names
+"""SQL: what the confirmed payments of a top-up bought: calls, or units of the asset paid, without fees."""
+
+
+def counted(conn: Connection, since_ms: int, until_ms: int) -> list[tuple[str, str, str, str, int, int, int, int]]:
+    """(origin, app, trigger, unit, top-ups, units ordered, units bought, ended with a code) of those ordered in a
+    period."""
     rows = conn.execute(
-        f"SELECT o.origin, a.name, t.trigger, t.unit, COUNT(*), {sums('t.units')}, COUNT(t.code) FROM topups t "  # noqa: S608
+        f"SELECT origin, name, trigger, unit, COUNT(*), {sums('units')}, {sums('bought')}, COUNT(code) FROM ("  # noqa: S608
+        f"SELECT o.origin, a.name, t.trigger, t.unit, t.units, {_BOUGHT} AS bought, t.code FROM topups t "
         "JOIN prepaid_pools o ON o.id = t.pool_id JOIN apps a ON a.id = t.app_id "
-        "WHERE t.created_at_ms >= ? AND t.created_at_ms < ? GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+        "WHERE t.created_at_ms >= ? AND t.created_at_ms < ?) ordered GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
         (since_ms, until_ms),
     )
-    return [(*names, count, whole(high, low), ended) for *names, count, high, low, ended in rows]
+    return [(*row[:5], whole(*row[5:7]), whole(*row[7:9]), row[9]) for row in rows]
 
 
 def autos_of(conn: Connection, pool_id: int) -> list[TopupRow]:
