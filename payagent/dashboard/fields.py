@@ -20,7 +20,7 @@ _CONTROLS = {
     " with `payagent wallet send`": "",
     ": payagent app rotate-token NAME": "",
     ": payagent merchants pin NAME ADDRESS": "",
-    ": payagent merchants add NAME --origin ORIGIN": " on the merchants’ page",
+    ": payagent merchants add NAME --origin ORIGIN": " on its page",
     ": payagent merchants resume NAME": "",
     "Only `payagent resume`": "Only “Resume signing”",
     "Run `payagent app rotate-token NAME`": "Give the app a new token",
