@@ -349,7 +349,7 @@ def unserved_subject(payment_id: str) -> str:
 
 
 def raise_unserved(row: PaymentRow, spend: ledger.Units) -> Raise:
-    """The alert of a payment that was not served: it needs a person. `spend`: what left the wallet, with the fee."""
+    """The alert of a payment that was not served: it needs a person. `spend`: what left the wallet, with fee."""
     units = ledger.add((spend, {LOVELACE: -(row.attempt.fee_lovelace or 0)}))
     paid = " and ".join(format_amount(asset, n) for asset, n in units.items() if n)
     detail = f"{row.invoice.origin} was paid {paid} and did not serve"
@@ -415,7 +415,7 @@ _CELLS: dict[Enum, Cell] = {
     AlertEffect.CLEAR_SIGNER: lambda *_: (Clear(SIGNER_SUBJECT, {"detail": "the signer signs payments"}),),
     AlertEffect.CLEAR_UNSERVED: _clear_unserved,
     AlertEffect.RAISE_UNSERVED: lambda of, _: (
-        (raise_unserved(of.row),) if of.row.delivery is Delivery.PAID_NOT_SERVED else ()
+        (raise_unserved(of.row, of.held),) if of.row.delivery is Delivery.PAID_NOT_SERVED else ()
     ),
     AlertEffect.RAISE_REOPENED: _raise_reopened,
 }

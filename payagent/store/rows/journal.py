@@ -253,7 +253,7 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
 
 
 def left_wallet(conn: sqlite3.Connection, payment_id: str) -> dict[str, int]:
-    """What a payment takes from the wallet, per asset and with its fee: all that it holds, and then what was posted.
+    """What a payment takes from the wallet, per asset and with its fee: what it holds, and later what was posted.
 
     Empty if nothing is held and nothing was posted.
     """
