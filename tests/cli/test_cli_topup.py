@@ -103,7 +103,9 @@ def test_the_months_report_counts_the_topups_that_were_ordered(shop: Shop, tmp_p
     assert shop.payagent("ledger", "report", "--month", month, "-o", page).code == 0
     text = " ".join(re.sub(r"<[^>]*>", " ", page.read_text()).split())
     ended = f" {early} ended early" if early else ""
-    assert f"manual {len(topups)}{ended} {ordered // 10**6}.{ordered % 10**6:06d}"[:-4] in text
+    bought = sum(int(row["bought"]) for row in topups)
+    amounts = " ".join(f"{units // 10**6}.{units % 10**6:06d} ADA" for units in (ordered, bought))
+    assert f"order {len(topups)}{ended} {amounts}" in re.sub(r"(\.\d\d) (\d{4})", r"\1\2", text)
 
 
 def test_a_topup_by_a_request_that_the_balance_serves_ends_without_a_payment(shop: Shop) -> None:

@@ -211,7 +211,9 @@ def payments_page(
 def lost(conn: sqlite3.Connection, since_ms: int, until_ms: int) -> list[tuple[str, int]]:
     """(asset, units) of each payment of a period that was paid and not served."""
     rows = conn.execute(
-        "SELECT v.outputs FROM payments p INDEXED BY payments_by_time JOIN invoices v ON v.seq = p.invoice_seq "  # noqa: S608
+        "SELECT v.outputs "  # noqa: S608
+        "FROM (SELECT DISTINCT body ->> 'payment' AS id FROM alerts WHERE kind = 'paid_not_served') a "
+        "JOIN payments p ON p.id = a.id JOIN invoices v ON v.seq = p.invoice_seq "
         "WHERE p.created_at_ms >= ? AND p.created_at_ms < ? AND p.delivery = 'paid_not_served' "
         f"AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)}",
         (since_ms, until_ms),
