@@ -5,9 +5,11 @@ The agent, the devnet and the API are the real ones; only the clock begins 30 da
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,10 +47,11 @@ PURPOSES = ("Answer ticket 4182", "Plan the tour of 3 December", "Summary of the
 SHOWN = {
     "overview-light.png": ("/ui/", 1280, 1180, "light"),
     "overview-dark.png": ("/ui/", 1280, 1180, "dark"),
-    "approvals.png": ("/ui/approvals", 1280, 940, "light"),
+    "approvals.png": ("/ui/approvals", 1280, 860, "light"),
     "phone.png": ("/ui/", 390, 844, "light"),
 }
 """The pictures that pages of the documentation show: address, width, height, colour scheme."""
+LAST_MONTH = f"/ui/ledger/month?month={datetime.now(UTC) - timedelta(days=20):%Y-%m}"
 SCALE = 0.68
 """Of those pictures, so that each is below 120 KB."""
 
@@ -65,12 +68,12 @@ async def _screens(images: Path, folder: Path) -> None:
             async with _page(browser, origin, cookie, width, height, scheme, SCALE) as page:
                 await _open(page, origin + address)
                 await page.screenshot(path=images / name)
-        await _add_what_is_rare(api, tokens)
+        addresses += [f"/ui/payments/{await _add_what_is_rare(api, tokens)}", LAST_MONTH]
         for width, scheme in LOOKS:
             async with _page(browser, origin, cookie, width, 900, scheme) as page:
                 for address in addresses:
                     await _open(page, origin + address)
-                    name = address.strip("/").replace("/", "_") + f"-{width}-{scheme}.png"
+                    name = re.sub(r"\W+", "_", address.strip("/")) + f"-{width}-{scheme}.png"
                     await page.screenshot(path=folder / name, full_page=True)
 
 
@@ -224,8 +227,11 @@ async def _leave_something_to_do(api: Api, tokens: dict[str, str]) -> None:
     await api.run.agent.submitter.drain(10)
 
 
-async def _add_what_is_rare(api: Api, tokens: dict[str, str]) -> None:
-    """A token with decimals, long names, a payment that was not served, a refused top-up, and an idle app."""
+async def _add_what_is_rare(api: Api, tokens: dict[str, str]) -> str:
+    """A token with decimals, long names, a payment that was not served, a refused top-up, and an idle app.
+
+    Returns the id of the payment that was not served.
+    """
     chance, world = random.Random(404), api.world
     made = await api.http.post("/v1/apps", json={"name": LONG_APP, "limits": {"per_day": str(5 * ADA)}})
     assert made.status_code == 201, made.text
@@ -248,3 +254,4 @@ async def _add_what_is_rare(api: Api, tokens: dict[str, str]) -> None:
     await api.http.post(f"/v1/payments/{lost['id']}/delivery", json={"status": 500})
     idle = await api.http.post("/v1/apps", json={"name": "idle", "limits": {"per_day": str(5 * ADA)}})
     assert idle.status_code == 201, idle.text
+    return str(lost["id"])
