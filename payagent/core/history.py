@@ -101,7 +101,10 @@ SENTENCES: Mapping[str, Callable[[Detail, Tokens], str]] = {
     "provider_accepted": lambda detail, _: f"{detail['provider']} accepted the transaction",
     "provider_answered": lambda detail, _: f"{detail['provider']} answered: {_spaced(detail['kind'])}",
     "invoiced_again": lambda *_: "The merchant sent another invoice for it, which was not paid",
-    "merchant_answered": lambda detail, _: f"The merchant answered {detail['status']}: {_spaced(detail['said'])}",
+    "merchant_answered": lambda detail, _: (
+        f"The merchant answered {detail['status']}"
+        + (" and did not serve" if detail.get("delivery") == "give_up" else f": {_spaced(detail['said'])}")
+    ),
     "merchant_refused": lambda *_: "The merchant refused the transaction",
     "retry_answered": lambda detail, _: f"The merchant calls it {detail['status']}",
     "decision_refused": lambda detail, _: f"The decision could not be carried out: {detail['detail']}",

@@ -163,7 +163,7 @@ def test_refusals_are_said_in_words() -> None:
 
 def test_a_payment_that_was_not_served_stands_in_the_summary() -> None:
     lost = [
-        {"asset": "lovelace", "payments": 1, "units": "1500000"},
+        {"asset": "lovelace", "payments": 3, "units": "1500000"},
         {"asset": TOKEN, "payments": 2, "units": "2500000"},
     ]
     page = plain(file_of(report(unserved=lost), USDM=(TOKEN, 6)))

@@ -210,7 +210,7 @@ class TopupCount(BaseModel):
 
 
 class UnservedSum(BaseModel):
-    """Payments in one asset that were paid and not served, without fees."""
+    """Payments with one asset that were paid and not served, without fees. Each has ADA, beside a token too."""
 
     asset: str
     payments: int

@@ -162,11 +162,12 @@ def _why(payment: Mapping[str, Any]) -> tuple[Problem, str] | None:
 def _step(event: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     """An event of the timeline. A retry is drawn in another shape than a step of the money."""
     is_retry = event["event"].startswith(("delivery_", "merchant_", "retry_", "provider_"))
+    is_lost = event["event"] == "delivery_give_up" or event["detail"].get("delivery") == "give_up"
     return {
         "sentence": event_in_words(event, tokens),
         "at": event["at"],
         "details": _HASH.sub(r"\1…\2", for_people(details_in_words(event["detail"]), tokens)),
-        "look": "call" if is_retry else "",
+        "look": ("call lost" if is_lost else "call") if is_retry else "",
     }
 
 

@@ -209,17 +209,19 @@ def payments_page(
 
 
 def lost(conn: sqlite3.Connection, since_ms: int, until_ms: int) -> list[tuple[str, int]]:
-    """(asset, units) of each payment of a period that was paid and not served."""
+    """(asset, units) of each payment of a period that was paid and not served: what was booked to its merchant."""
     rows = conn.execute(
-        "SELECT v.outputs "  # noqa: S608
-        "FROM (SELECT DISTINCT body ->> 'payment' AS id FROM alerts WHERE kind = 'paid_not_served') a "
-        "JOIN payments p ON p.id = a.id JOIN invoices v ON v.seq = p.invoice_seq "
+        "SELECT q.asset, SUM(q.units) "  # noqa: S608
+        "FROM (SELECT DISTINCT SUBSTR(subject, LENGTH('unserved:') + 1) AS id FROM alerts "
+        "WHERE kind = 'paid_not_served') a JOIN payments p ON p.id = a.id "
+        "JOIN entries j ON j.payment_id = p.id JOIN postings q ON q.entry_id = j.id "
         "WHERE p.created_at_ms >= ? AND p.created_at_ms < ? AND p.delivery = 'paid_not_served' "
-        f"AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)}",
+        f"AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)} "
+        "AND (q.account LIKE 'merchant:%' OR q.account LIKE 'prepaid:%') "
+        "GROUP BY p.id, q.asset HAVING SUM(q.units) <> 0",
         (since_ms, until_ms),
     )
-    paid = (load_outputs(outputs) for (outputs,) in rows)
-    return [(outputs[0].asset, sum(output.units for output in outputs)) for outputs in paid]
+    return [(str(asset), int(units)) for asset, units in rows]
 
 
 def scan_floor(conn: sqlite3.Connection, before_seq: int | None) -> int:
