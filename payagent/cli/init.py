@@ -115,10 +115,7 @@ def init(
     needed = {"--network": network, "--chain-url": chain_url, "--passphrase-file": passphrase_file}
     missing, can_ask = [name for name, value in needed.items() if value is None], terminal.can_ask
     if missing and can_ask:
-        terminal.say(
-            "This makes a wallet, a config and a first app.\n"
-            "Nothing is written before the last answer. Ctrl-C stops it.\n"
-        )
+        terminal.say(questions.WHAT_COMES)
         network = network or questions.ask_network(terminal)
         chain_url = chain_url or questions.ask_chain_url(terminal, network)
         if project_id_file is None and PROVIDER.needs_secret(chain_url):

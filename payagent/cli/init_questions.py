@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from payagent.init import FirstApp
 
 T = TypeVar("T")
+WHAT_COMES = (
+    "This makes a wallet, a config and a first app.\nNothing is written before the last answer. Ctrl-C stops it.\n"
+)
 _WORDS_ARE = (
     "The 24 recovery words of this wallet. Anyone who has them can take the money.\n"
     "Write them down now: they are not shown again. You will be asked for two of them."

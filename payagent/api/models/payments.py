@@ -415,7 +415,7 @@ class NamedPayment(Payment):
     """With the names that people know. `request`: method and path of the bought request, without its query.
 
     `purpose`: why the app buys it, in the app's words. `spend`: what leaves the wallet, with the fee and the ADA
-    that goes along with a token; empty before it is reserved and once it is void.
+    that goes along with a token; empty before it is reserved; of a void one, the fee of a cancel.
     """
 
     app_name: str

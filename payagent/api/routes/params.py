@@ -40,17 +40,16 @@ class Waiting(QueryParams):
     wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
 
 
+_TIME = "A date or time, in UTC unless it has a zone"
+Since = Annotated[GivenTime | None, Field(description=f"{_TIME}; inclusive.")]
+Until = Annotated[GivenTime | None, Field(description=f"{_TIME}; exclusive.")]
+
+
 class SelectionFilter(QueryParams):
     """Filters by time, merchant and app."""
 
-    since: Annotated[
-        GivenTime | None,
-        Field(description="A date or time, in UTC unless it has a zone; inclusive."),
-    ] = None
-    until: Annotated[
-        GivenTime | None,
-        Field(description="A date or time, in UTC unless it has a zone; exclusive."),
-    ] = None
+    since: Since = None
+    until: Until = None
     merchant: Annotated[str | None, Field(description="A merchant's name in the config, or its origin.")] = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
 

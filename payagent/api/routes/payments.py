@@ -13,7 +13,6 @@ from starlette.requests import Request
 from payagent.agent.context import AgentContext
 from payagent.api.http.connection_limits import STOPPING
 from payagent.api.http.problems import JsonResponse
-from payagent.api.models.base import GivenTime
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.payments import (
     Attempt,
@@ -31,7 +30,7 @@ from payagent.api.models.payments import (
 from payagent.api.models.receipt import receipt_of
 from payagent.api.routes.approvals import approval_field
 from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, AnyApp, Caller, Operator, bearer, need
-from payagent.api.routes.params import Page, PaymentId, Waiting, first_of, single_header
+from payagent.api.routes.params import Page, PaymentId, Since, Until, Waiting, first_of, single_header
 from payagent.audit.receipt_form import Receipt
 from payagent.core.aggregate import PaymentRow
 from payagent.core.origin import parse_origin
@@ -76,14 +75,8 @@ class PaymentFilter(Page):
     state: Annotated[States | None, Field(description="One, or several between commas.")] = None
     origin: str | None = None
     app: Annotated[str | None, Field(description="An app's id or name.")] = None
-    since: Annotated[
-        GivenTime | None,
-        Field(description="A date or time, in UTC unless it has a zone; inclusive."),
-    ] = None
-    until: Annotated[
-        GivenTime | None,
-        Field(description="A date or time, in UTC unless it has a zone; exclusive."),
-    ] = None
+    since: Since = None
+    until: Until = None
     delivery: Delivery | None = None
     text: Annotated[
         str | None,

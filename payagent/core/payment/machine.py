@@ -182,7 +182,7 @@ class AlertEffect(Enum):
     # only if the block is still on the chain, and the providers deny at three tips, a minute apart, that it holds
     # the transaction: the provider that showed it there lied. A rollback, or another block, raises nothing
     RAISE_REOPENED = "may raise payment_reopened"
-    CLEAR_UNSERVED = "clear paid_not_served"  # nothing was paid, so nothing is owed, if it had been raised
+    CLEAR_UNSERVED = "clear paid_not_served"  # if it was raised: nothing was paid, so nothing is owed
     RAISE_UNSERVED = "may raise paid_not_served"  # only if the merchant was recorded as not serving it already
 
 
