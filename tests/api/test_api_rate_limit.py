@@ -67,11 +67,14 @@ async def test_answers_without_a_token_take_little_processor_time(world: World) 
     async with world.run() as run, served(run) as api, httpx.AsyncClient(base_url=api.url, verify=NO_TLS) as http:
 
         async def takes_s(path: str) -> float:
+            """The cheapest of 50 answers: other threads of this process work beside the dearer ones."""
             assert (await http.head(path)).status_code == 200
-            began_s = time.process_time()
+            taken_s = []
             for _ in range(50):
+                began_s = time.process_time()
                 await http.head(path)
-            return time.process_time() - began_s
+                taken_s.append(time.process_time() - began_s)
+            return min(taken_s)
 
         assert await takes_s("/openapi.json") < 3 * await takes_s("/healthz")
 
