@@ -38,6 +38,10 @@ class Branch:
     def find(self, tx_id: str) -> tuple[Tx, DevnetBlock] | None:
         return next(((tx, block) for block in self.blocks for tx in block.txs if tx.tx_id == tx_id), None)
 
+    def spender_of(self, ref: OutRef) -> str | None:
+        """The id of the transaction on the branch that spends an output."""
+        return next((tx.tx_id for block in self.blocks for tx in block.txs if ref in tx.inputs), None)
+
     def output_of(self, chain: Chain, ref: OutRef) -> TxOut | None:
         """The output that a reference names, made on this branch or below it."""
         found = self.find(ref[0])

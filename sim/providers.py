@@ -110,8 +110,8 @@ class SimProvider:
     def pace(self, turn: Turn) -> None:
         """Do nothing: each read is one call."""
 
-    async def takes_submissions(self) -> Read[bool]:
-        return Found(True)
+    async def findings(self, address: str) -> tuple[str, ...]:
+        return ()
 
     async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
         return Found(0)
@@ -135,7 +135,7 @@ class SimProvider:
         fee = 4400 if self._lies("parameters") else 44
         return await self._read(lambda _: Found(ProtocolParameters(fee, 155_381, 4310, 16_384, 5000, 1)))
 
-    async def tx(self, tx_id: str) -> Read[TxSeen]:
+    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
         def read(top: int) -> Read[TxSeen]:
             if self._lies("denies"):
                 return NotFound()
@@ -150,7 +150,26 @@ class SimProvider:
             self._net.shown(self.name, tx_id, answer.value.block_hash if isinstance(answer, Found) else None)
         return answer
 
-    async def block(self, block_hash: str) -> Read[BlockSeen]:
+    async def spender(self, ref: str) -> Read[TxSeen]:
+        made, _, index = ref.partition("#")
+
+        def read(top: int) -> Read[TxSeen]:
+            if self._block_of(made, top) is None:
+                return Unknown("the output is not there")
+            out = (made, int(index))
+            on_branch = None if self._branch is None else self._branch.spender_of(out)
+            tx_id = on_branch or self._net.chain.spender_of(out)
+            block = None if tx_id is None or self._lies("denies") else self._block_of(tx_id, top)
+            if tx_id is None or block is None:
+                return NotFound()
+            return Found(TxSeen(tx_id, block.hash, block.height, block.slot))
+
+        answer = await self._read(read)
+        if isinstance(answer, Found):
+            self._net.shown(self.name, answer.value.tx_id, answer.value.block_hash)
+        return answer
+
+    async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
         def read(top: int) -> Read[BlockSeen]:
             block = self._block(block_hash)
             if self._lies("invents_block") and block_hash == "cd" * 32:

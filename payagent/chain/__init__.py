@@ -2,8 +2,9 @@
 
 Start with `provider`, the port that the rest of payagent uses, then read in this order:
 - `open` makes a provider by the kind that the config names.
-- `blockfrost` implements the port over HTTP. `provider_client` makes the calls, `blockfrost_parse` reads the
-  answers, `submit_answers` classifies the answers to submissions. `address_pages` makes a long read resumable.
+- `blockfrost` implements the port over HTTP. `provider_client` makes the calls, `json_answers` and
+  `blockfrost_parse` read the answers, `submit_answers` classifies the answers to submissions. `address_pages`
+  makes a long read resumable.
 - `throttled_provider` keeps a provider's limits (`circuit_breaker`).
 - `provider_state` holds the facts about one provider. `quorum` decides which providers are believed, and
   `quorum_view` says what they show together (`quorum_rules`, `deadlines`, `disputes`).

@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from payagent.chain.provider import AddressTx, BlockSeen, ChainReader, ChainUtxo, Found, Movement, Read, Unknown
+from payagent.chain.provider import (
+    AddressTx,
+    BlockSeen,
+    ChainReader,
+    ChainUtxo,
+    Found,
+    Movement,
+    NotFound,
+    Read,
+    Unknown,
+)
+from payagent.core.aggregate import TxSeen
 
 T = TypeVar("T")
 
@@ -53,7 +64,9 @@ async def read_history(provider: ChainReader, addresses: Sequence[str], since_s:
         tip = await _answered(provider.tip, len(movements))
         if not isinstance(tip, Found):
             return _unknown("tip", tip)
-        if earlier_tip is not None and not isinstance(await provider.block(earlier_tip.hash), Found):
+        if earlier_tip is not None and not isinstance(
+            await provider.block(earlier_tip.hash, earlier_tip.slot), Found
+        ):
             earlier_tip = None
         from_s = since_s if earlier_tip is None else max(since_s, earlier_tip.time_s - INDEX_LAG_S)
         listed = {one: tx for one, tx in listed.items() if earlier_tip is not None and tx.time_s < from_s}
@@ -73,6 +86,26 @@ async def read_history(provider: ChainReader, addresses: Sequence[str], since_s:
             return _as_one(tip.value, listed, movements, utxos)
         earlier_tip = tip.value
     return Unknown("the chain kept changing while it was read")
+
+
+async def spender_by_history(provider: ChainReader, ref: str, address: str) -> Read[TxSeen]:
+    """Return the transaction that spends an output at an address, for a provider that does not say it."""
+    made = await provider.tx(ref.partition("#")[0])
+    if not isinstance(made, Found):
+        return _unknown("spender", made)
+    block = await provider.block(made.value.block_hash, made.value.block_slot)
+    if not isinstance(block, Found):
+        return _unknown("spender", block)
+    listed = await provider.transactions(address, block.value.time_s)
+    if not isinstance(listed, Found):
+        return _unknown("spender", listed)
+    for tx in listed.value:
+        moved = await provider.movement(tx.tx_id, address)
+        if isinstance(moved, Unknown):
+            return moved
+        if isinstance(moved, Found) and ref in moved.value.spent:
+            return await provider.tx(tx.tx_id, ref)
+    return NotFound()
 
 
 def _as_one(

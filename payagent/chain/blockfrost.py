@@ -15,22 +15,24 @@ from urllib.parse import urlsplit
 
 from blockfrost import BlockFrostApi
 
+from payagent.chain.address_history import spender_by_history
 from payagent.chain.address_pages import Pages
 from payagent.chain.blockfrost_parse import (
-    HASH,
     PAGE_ROWS,
+    is_own_404,
     parse_address_txs,
     parse_block,
     parse_genesis,
     parse_movements,
     parse_parameters,
+    parse_spender,
     parse_tip,
     parse_tx,
     parse_utxos,
     parse_validity,
     refs,
-    understood,
 )
+from payagent.chain.json_answers import HASH, understood
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -133,13 +135,27 @@ class Blockfrost:
     async def parameters(self) -> Read[ProtocolParameters]:
         return await self._read("parameters", parse_parameters, "/epochs/latest/parameters")
 
-    async def tx(self, tx_id: str) -> Read[TxSeen]:
+    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
         _check(HASH, tx_id)
         return await self._read("tx", lambda body: parse_tx(body, tx_id), f"/txs/{tx_id}")
 
-    async def block(self, block_hash: str) -> Read[BlockSeen]:
-        _check(HASH, block_hash)
-        return await self._read("block", lambda body: parse_block(body, block_hash), f"/blocks/{block_hash}")
+    async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
+        return await self._block(block_hash)
+
+    async def spender(self, ref: str) -> Read[TxSeen]:
+        tx_id, index = ref.split("#")
+        _check(HASH, tx_id)
+        read = await self._read(
+            "spender",
+            lambda body: parse_spender(body, tx_id, int(index)),
+            f"/txs/{tx_id}/utxos",
+            max_bytes=ANSWER_MAX_BYTES,
+        )
+        if not isinstance(read, Found):
+            return read if isinstance(read, Unknown) else Unknown("spender: the output is not there")
+        if not read.value.is_told:
+            return await spender_by_history(self, ref, read.value.address)
+        return NotFound() if read.value.tx_id is None else await self.tx(read.value.tx_id)
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         """Return every unspent output. A single page is complete by itself; more pages are read in passes.
@@ -182,7 +198,7 @@ class Blockfrost:
                     pages = Pages(before.value.hash, self._resumable.get(address))
                     if (failure := await self._read_down(pages, address, since_s)) is not None:
                         return failure
-                    block = await self.block(pages.tip_hash)
+                    block = await self._block(pages.tip_hash)
                     if isinstance(block, Unknown):
                         return block
                     self._resumable.pop(address, None)
@@ -219,12 +235,12 @@ class Blockfrost:
         _check(HASH, tx_id)
         return classify_submit(await self._post(raw, self._timeouts.submit_s), tx_id, self._secret)
 
-    async def takes_submissions(self) -> Read[bool]:
+    async def findings(self, address: str) -> tuple[str, ...]:
         """Submit one byte, no transaction. Blockfrost's own backend leaves /tx/submit to another program."""
         answer = await self._post(b"\xff", self._timeouts.call_s)
-        if answer.status is None:
-            return Unknown("no answer to a submission")
-        return Found(not (answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body)))
+        if answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body):
+            return ("it has no /tx/submit: serve cardano-submit-api at the same address",)
+        return ()
 
     async def aclose(self) -> None:
         """Abort the calls in progress, which return Unknown, and free the connections."""
@@ -248,10 +264,14 @@ class Blockfrost:
             max_bytes,
         )
         if len(answer.body) > _PARSED_AT_ONCE_BYTES:
-            read = await asyncio.to_thread(understood, answer, parse)
+            read = await asyncio.to_thread(understood, answer, parse, is_own_404)
         else:
-            read = understood(answer, parse)
+            read = understood(answer, parse, is_own_404)
         return replace(read, reason=f"{kind}: {self._clean(read.reason)}") if isinstance(read, Unknown) else read
+
+    async def _block(self, block_hash: str) -> Read[BlockSeen]:
+        _check(HASH, block_hash)
+        return await self._read("block", lambda body: parse_block(body, block_hash), f"/blocks/{block_hash}")
 
     async def _post(self, raw: bytes, deadline_s: float) -> RawAnswer:
         headers = {**_given(self._api.default_headers), "Content-Type": "application/cbor"}

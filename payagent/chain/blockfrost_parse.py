@@ -1,94 +1,33 @@
-"""Strict, pure parsing of Blockfrost's answers into found, not found or unknown.
+"""Strict, pure parsing of Blockfrost's answers.
 
 Never: I/O; quotes text that a provider sent; reads a 404 as "not found" unless it is in Blockfrost's own form.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
+from payagent.chain.json_answers import UNIT, flag, quantity, text_hash
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
     ChainUtxo,
-    Found,
     Genesis,
     Movement,
-    NotFound,
     ProtocolParameters,
-    Read,
-    Unknown,
-    Why,
 )
-from payagent.chain.submit_answers import ANSWER_MAX_BYTES, RawAnswer, TransportError, retry_after_s
-from payagent.core import strict_json
 from payagent.core.aggregate import TxSeen
-from payagent.core.money import LOVELACE, MAX_UNITS, check_supply, parse_count, parse_units
-from payagent.core.problems import Refused
-
-T = TypeVar("T")
+from payagent.core.money import LOVELACE, MAX_UNITS, parse_count, parse_units
 
 PAGE_ROWS = 100
-_MAX_TOKEN_QUANTITY = 2**64 - 1  # the ledger's limit for one output
-_VALUES_MAX = 600_000
-"""The most values in one answer. 100 outputs full of assets have 400,000; 16 MB of brackets have 5,000,000."""
-
-HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_UNIT = re.compile(r"[0-9a-f]{56}(?:[0-9a-f]{2}){0,32}", re.ASCII)
-
-_TRANSPORT_REASONS = {
-    TransportError.CONNECT: "no connection",
-    TransportError.TLS: "no secure connection",
-    TransportError.TIMEOUT: "no answer in time",
-    TransportError.RESET: "the connection broke",
-    TransportError.TRUNCATED: "the answer broke off",
-    TransportError.TOO_BIG: "the answer is too big",
-}
-
-_STATUS_REASONS = {
-    401: ": the project id is not accepted",
-    402: ": the day's calls are used up",
-    403: ": the project id is not accepted, or is of another network",
-    418: ": banned for going on after too many calls",
-}
 
 
 def refs(rows: tuple[ChainUtxo, ...]) -> set[str]:
     return {row.ref for row in rows}
 
 
-def understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
-    """Interpret an answer. Only a 200 and Blockfrost's own 404 count."""
-    if answer.error is not None:
-        return Unknown(_TRANSPORT_REASONS[answer.error], Why.OUTAGE)
-    if answer.status not in (200, 404):
-        status = f"http {answer.status}{_STATUS_REASONS.get(answer.status or 0, '')}"
-        return Unknown(status, _why_of(answer.status or 0), retry_after_s(answer.retry_after))
-    if sum(map(answer.body.count, (b",", b"[", b"{"))) > _VALUES_MAX:
-        return Unknown(f"http {answer.status}, not understood (too many values)")
-    try:
-        body = strict_json.loads(answer.body, max_bytes=ANSWER_MAX_BYTES)
-        if answer.status == 404:
-            return NotFound() if _is_own_404(body) else Unknown("http 404, not in the provider's own form")
-        return Found(parse(body))
-    except Refused as refused:
-        why = refused.name  # its detail quotes the provider's text
-    except ValueError as error:
-        why = str(error)
-    except (LookupError, TypeError) as error:
-        why = type(error).__name__
-    return Unknown(f"http {answer.status}, not understood ({why})")
-
-
-def _why_of(status: int) -> Why:
-    if status in (402, 418):
-        return Why.QUOTA
-    return Why.RATE if status == 429 else Why.OUTAGE if status >= 500 else Why.UNCLEAR
-
-
-def _is_own_404(body: Any) -> bool:
+def is_own_404(body: Any) -> bool:
     """Whether this is Blockfrost's own 404, not one of a proxy or framework in between."""
     return (
         type(body) is dict
@@ -97,17 +36,11 @@ def _is_own_404(body: Any) -> bool:
     )
 
 
-def _text_hash(value: Any) -> str:
-    if not isinstance(value, str) or not HASH.fullmatch(value):
-        raise ValueError("not a hash")
-    return value
-
-
 def parse_tip(body: Any) -> BlockSeen:
     return BlockSeen(
         height=parse_count(body["height"], "height"),
         slot=parse_count(body["slot"], "slot"),
-        hash=_text_hash(body["hash"]),
+        hash=text_hash(body["hash"]),
         time_s=parse_count(body["time"], "time"),
     )
 
@@ -124,7 +57,7 @@ def parse_tx(body: Any, tx_id: str) -> TxSeen:
         raise ValueError("another transaction")
     return TxSeen(
         tx_id=tx_id,
-        block_hash=_text_hash(body["block"]),
+        block_hash=text_hash(body["block"]),
         block_height=parse_count(body["block_height"], "block_height"),
         block_slot=parse_count(body["slot"], "slot"),
     )
@@ -164,18 +97,18 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
     amounts: dict[str, int] = {}
     for entry in row["amount"]:
         unit = entry["unit"]
-        if unit in amounts or (unit != LOVELACE and not _UNIT.fullmatch(unit)):
+        if unit in amounts or (unit != LOVELACE and not UNIT.fullmatch(unit)):
             raise ValueError("an amount of no known unit")
-        amounts[unit] = _quantity(entry["quantity"], unit)
+        amounts[unit] = quantity(entry["quantity"], unit)
     block = row.get("block")
     is_in_no_block = block is None or block == ""  # Dolos sends "" for blocks older than its history
     return ChainUtxo(
-        tx_id=_text_hash(row["tx_hash"]),
+        tx_id=text_hash(row["tx_hash"]),
         index=parse_count(row["output_index"], "output_index"),
         address=address,
         lovelace=amounts.pop(LOVELACE),
         assets={unit: units for unit, units in amounts.items() if units <= MAX_UNITS},
-        block_hash=None if is_in_no_block else _text_hash(block),
+        block_hash=None if is_in_no_block else text_hash(block),
         has_datum=row.get("data_hash") is not None or row.get("inline_datum") is not None,
         has_script=row.get("reference_script_hash") is not None,
         unreadable=any(units > MAX_UNITS for units in amounts.values()),
@@ -188,7 +121,7 @@ def parse_address_txs(body: Any) -> tuple[AddressTx, ...]:
         raise ValueError("not a page")
     rows = tuple(
         AddressTx(
-            tx_id=_text_hash(row["tx_hash"]),
+            tx_id=text_hash(row["tx_hash"]),
             block_height=parse_count(row["block_height"], "block_height"),
             time_s=parse_count(row["block_time"], "block_time"),
         )
@@ -221,14 +154,14 @@ def parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
     if body["hash"] != tx_id:
         raise ValueError("another transaction")
     # `reference` is the only field read here that Blockfrost's OpenAPI does not require.
-    spent = [row for row in body["inputs"] if row.get("reference") is None or not _flag(row, "reference")]
+    spent = [row for row in body["inputs"] if row.get("reference") is None or not flag(row, "reference")]
     made = [{**row, "tx_hash": tx_id} for row in body["outputs"]]
     plain, collateral = (
         Movement(spent=_values(spent, address, is_collateral), made=_values(made, address, is_collateral))
         for is_collateral in (False, True)
     )
     failed = Movement(spent=_in_full(collateral.spent, plain.spent), made=_in_full(collateral.made, plain.made))
-    return _Listed(plain, failed, any(_flag(row, "collateral") for row in spent))
+    return _Listed(plain, failed, any(flag(row, "collateral") for row in spent))
 
 
 def _in_full(utxos: _Values, full_values: _Values) -> _Values:
@@ -240,7 +173,7 @@ def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
     """Return UTxO values at the address by reference, from the rows that are collateral or from the others."""
     found: dict[str, Mapping[str, int]] = {}
     for row in rows:
-        if _flag(row, "collateral") is is_collateral and row["address"] == address:
+        if flag(row, "collateral") is is_collateral and row["address"] == address:
             utxo = _parse_utxo(row, address)
             if utxo.ref in found:
                 raise ValueError("a UTxO is listed twice")
@@ -248,26 +181,21 @@ def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
     return found
 
 
+class Spender(NamedTuple):
+    """Which transaction spends an output at an address, or None. Some servers do not tell."""
+
+    is_told: bool
+    tx_id: str | None
+    address: str
+
+
+def parse_spender(body: Any, tx_id: str, index: int) -> Spender:
+    if body["hash"] != tx_id:
+        raise ValueError("another transaction")
+    row = {row["output_index"]: row for row in body["outputs"] if not flag(row, "collateral")}[index]
+    spender = row.get("consumed_by_tx")
+    return Spender("consumed_by_tx" in row, None if spender is None else text_hash(spender), row["address"])
+
+
 def parse_validity(body: Any) -> bool:
-    return _flag(body, "valid_contract")
-
-
-def _flag(row: Any, name: str) -> bool:
-    if type(row[name]) is not bool:
-        raise ValueError(f"{name} is not true or false")
-    return bool(row[name])
-
-
-def _quantity(value: Any, unit: str) -> int:
-    """Parse the units of one output, above zero.
-
-    A token's may exceed 2^63-1: anyone can send us such an output.
-    """
-    try:
-        return check_supply(unit, parse_units(value, unit))
-    except Refused:
-        if unit != LOVELACE and isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{18,19}", value, re.ASCII):
-            units = int(value)
-            if MAX_UNITS < units <= _MAX_TOKEN_QUANTITY:
-                return units
-        raise
+    return flag(body, "valid_contract")

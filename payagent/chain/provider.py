@@ -27,7 +27,13 @@ class Found(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """The provider positively said that it does not have it. One such answer is not evidence of absence."""
+    """The provider positively said that it does not have it. One such answer is not evidence of absence.
+
+    `as_of_height`: the newest block of the machine that answered, for a kind of many machines. None for a provider
+    whose tip says that.
+    """
+
+    as_of_height: int | None = None
 
 
 class Why(StrEnum):
@@ -53,6 +59,11 @@ class Unknown:
 Read: TypeAlias = Found[T] | NotFound | Unknown
 
 
+def denies(read: Read[T], height: int) -> bool:
+    """Whether this denies what is in a block of this height: the machine that answered had come as far."""
+    return isinstance(read, NotFound) and (read.as_of_height is None or read.as_of_height >= height)
+
+
 @dataclass(frozen=True, slots=True)
 class BlockSeen:
     """A block on the provider's chain at the time of the read, such as its newest; `time_s` is Unix time."""
@@ -69,7 +80,8 @@ class ChainUtxo:
 
     `assets` holds tokens by policy and name in hex, without lovelace. The ledger allows token amounts up to
     2^64-1, and anyone can send one to us. An amount above 2^63-1 is left out of `assets` and sets `unreadable`:
-    such an output can be neither counted nor spent.
+    such an output can be neither counted nor spent. `block_hash` and `block_height` are None where the provider's
+    list has them not.
     """
 
     tx_id: str
@@ -81,6 +93,7 @@ class ChainUtxo:
     has_datum: bool
     has_script: bool
     unreadable: bool = False
+    block_height: int | None = None
 
     @property
     def ref(self) -> str:
@@ -197,10 +210,17 @@ class ChainReader(Protocol):
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         """Return what a transaction in a block moved at the address."""
 
-    async def tx(self, tx_id: str) -> Read[TxSeen]: ...
+    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
+        """Return the block of a transaction. `spends`: the reference of an input that it has, if one is known.
 
-    async def block(self, block_hash: str) -> Read[BlockSeen]:
-        """Say whether the block is still on the provider's chain."""
+        A provider that keeps only our address can deny a transaction by that input alone.
+        """
+
+    async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
+        """Say whether the block is still on the provider's chain. `slot` is its slot."""
+
+    async def spender(self, ref: str) -> Read[TxSeen]:
+        """Return the transaction in a block that spends an output of ours; NotFound if none does."""
 
 
 class ChainProvider(ChainReader, Protocol):
@@ -216,8 +236,8 @@ class ChainProvider(ChainReader, Protocol):
         `tx_id` is our own hash of the body. The id in the answer is only compared with it.
         """
 
-    async def takes_submissions(self) -> Read[bool]:
-        """Say whether it takes transactions at all, or only shows the chain."""
+    async def findings(self, address: str) -> tuple[str, ...]:
+        """Say what must be set up differently on the server, for `payagent doctor`."""
 
     async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
         """Return how many seconds our clock is ahead of the provider's; negative if behind.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from payagent.chain.circuit_breaker import Span
-from payagent.chain.provider import BlockSeen, Found, Genesis, NotFound, Read, Unknown
+from payagent.chain.provider import BlockSeen, Found, Genesis, NotFound, Read, Unknown, denies
 from payagent.chain.quorum_rules import MISSES_MIN, Silence, is_lasting, missed
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core.aggregate import TxSeen
@@ -189,14 +189,18 @@ class ProviderState:
         """Say how it contradicts itself about its tip; None if it does not. Replicas do that for a moment."""
         provider, before = self.provider, self.tip
         if tip != self.confirmed_tip:
-            own = await provider.block(tip.hash)
-            if isinstance(own, NotFound):
+            own = await provider.block(tip.hash, tip.slot)
+            if denies(own, tip.height):
                 return "it does not know the block that it calls its newest"
             if isinstance(own, Found):
                 if (own.value.height, own.value.slot) != (tip.height, tip.slot):
                     return "it shows another height for the block that it calls its newest"
                 self.confirmed_tip = tip
-        if before and tip.height < before.height and isinstance(await provider.block(before.hash), Found):
+        if (
+            before
+            and tip.height < before.height
+            and isinstance(await provider.block(before.hash, before.slot), Found)
+        ):
             return "its newest block went back, and the one before is still there"
         return None
 
@@ -212,7 +216,7 @@ class ProviderState:
                 return f"its newest block is {tip.height - height} higher than one {tip.slot - slot} slots before"
         elif self.peak is not None and tip.height < height:
             self.leapt = None
-            if not isinstance(await self.provider.block(self.peak.hash), NotFound):
+            if not denies(await self.provider.block(self.peak.hash, self.peak.slot), height):
                 return None
             self.fallen = missed(self.fallen, now_ms)
             if not _lasts_ms(self.fallen, FALLEN_MS):
@@ -226,15 +230,18 @@ class ProviderState:
         if isinstance(read, Found):
             seen, before = read.value, self.shown.get(tx_id, read.value)
             self.shown[tx_id] = seen
-            block = await provider.block(seen.block_hash)
+            block = await provider.block(seen.block_hash, seen.block_slot)
             if before.block_hash == seen.block_hash and before != seen:
                 return TWO_HEIGHTS
             if isinstance(block, Found):
                 is_same = (block.value.height, block.value.slot) == (seen.block_height, seen.block_slot)
                 return None if is_same else TWO_HEIGHTS
-            return f"it shows {tx_id} in a block that it does not know" if isinstance(block, NotFound) else None
+            is_denied = denies(block, seen.block_height)
+            return f"it shows {tx_id} in a block that it does not know" if is_denied else None
         listed = await provider.utxos(own) if isinstance(read, NotFound) else None
-        if isinstance(listed, Found) and any(utxo.tx_id == tx_id for utxo in listed.value):
+        if isinstance(listed, Found) and any(
+            utxo.tx_id == tx_id and denies(read, utxo.block_height or 0) for utxo in listed.value
+        ):
             return f"it lists a UTxO of {tx_id}, and denies that transaction"
         return None
 

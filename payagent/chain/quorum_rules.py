@@ -72,10 +72,8 @@ def is_lasting(silence: Silence | None) -> bool:
 
 
 def weigh_tx(answers: Sequence[ProviderAnswer[TxSeen]]) -> Read[TxSeen]:
-    """Combine answers to: is this transaction in a block, and in which?"""
-    return _weigh(
-        answers, lambda seen: (seen.block_hash, seen.block_height, seen.block_slot), lambda seen: seen.block_slot
-    )
+    """Combine answers to: is this transaction in a block, and in which? Or: which one spends this output?"""
+    return _weigh(answers, lambda seen: seen, lambda seen: seen.block_slot)
 
 
 def weigh_block(answers: Sequence[ProviderAnswer[BlockSeen]]) -> Read[BlockSeen]:

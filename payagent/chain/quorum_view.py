@@ -11,7 +11,17 @@ from typing import Any, TypeGuard, TypeVar
 
 from payagent.chain.deadlines import in_time
 from payagent.chain.disputes import Disputes
-from payagent.chain.provider import AddressTx, BlockSeen, Found, Movement, Read, Unknown, Why
+from payagent.chain.provider import (
+    AddressTx,
+    BlockSeen,
+    Found,
+    Movement,
+    NotFound,
+    Read,
+    Unknown,
+    Why,
+    denies,
+)
 from payagent.chain.provider_state import ProviderState
 from payagent.chain.quorum_rules import (
     Listing,
@@ -97,8 +107,8 @@ class QuorumView:
     def _is_alone(self, kind: str) -> bool:
         return len(self._able(kind)) + len(self._awaited) < 2
 
-    async def tx(self, tx_id: str) -> Read[TxSeen]:
-        answers = await self._ask("tx", lambda provider: provider.tx(tx_id))
+    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
+        answers = await self._ask("tx", lambda provider: provider.tx(tx_id, spends))
         read = weigh_tx(answers)
         if not _is_open(read):
             self._disputes.settle(tx_id)
@@ -106,8 +116,11 @@ class QuorumView:
             return replace(read, why=Why.DISPUTE)  # a provider that lags for so long counts as denying it
         return read
 
-    async def block(self, block_hash: str) -> Read[BlockSeen]:
-        return weigh_block(await self._ask("block", lambda provider: provider.block(block_hash)))
+    async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
+        return weigh_block(await self._ask("block", lambda provider: provider.block(block_hash, slot)))
+
+    async def spender(self, ref: str) -> Read[TxSeen]:
+        return weigh_tx(await self._ask("spender", lambda provider: provider.spender(ref)))
 
     async def utxos(self, address: str) -> Read[Listing]:
         return weigh_utxos(await self._ask("utxos", lambda provider: provider.utxos(address)))
@@ -170,11 +183,17 @@ class QuorumView:
             state.note(kind, read, now_ms)
         able = self._able(kind)
         answers = [
-            ProviderAnswer(state.provider.name, state.tip.slot if state.tip else 0, read)
+            ProviderAnswer(state.provider.name, state.tip.slot if state.tip else 0, self._up_to_date(read))
             for state, read in zip(self._believed, reads, strict=True)
             if state in able
         ]
         return [*answers, *(ProviderAnswer(name, 0, Unknown("waited for")) for name in self._awaited)]
+
+    def _up_to_date(self, read: Read[T]) -> Read[T]:
+        """A denial counts only if the machine that denied had come as far as this view."""
+        if denies(read, self.tip.height):
+            return read
+        return Unknown("one of its machines lags", Why.NOT_YET) if isinstance(read, NotFound) else read
 
 
 def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:

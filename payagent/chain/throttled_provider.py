@@ -99,11 +99,14 @@ class ThrottledProvider:
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         return await self._read("movement", lambda: self._provider.movement(tx_id, address))
 
-    async def tx(self, tx_id: str) -> Read[TxSeen]:
-        return await self._read("tx", lambda: self._provider.tx(tx_id))
+    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
+        return await self._read("tx", lambda: self._provider.tx(tx_id, spends))
 
-    async def block(self, block_hash: str) -> Read[BlockSeen]:
-        return await self._read("block", lambda: self._provider.block(block_hash))
+    async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
+        return await self._read("block", lambda: self._provider.block(block_hash, slot))
+
+    async def spender(self, ref: str) -> Read[TxSeen]:
+        return await self._read("spender", lambda: self._provider.spender(ref))
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         """Submit at once, whatever the bucket holds. Callers ask `may_submit` before."""

@@ -29,7 +29,7 @@ async def check_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Che
                 raise Refused("project_id_missing", "it answers only with a project id, and there is none")
             async with opened(name, configured, settings.network) as provider:
                 _require_server(await provider.tip(), configured, kind.urls[settings.network])
-                answer = await _provider(provider, configured.base_url, settings.network, now_ms)
+                answer = await _provider(provider, configured.base_url, settings, now_ms)
                 findings.append(CheckResult(f"provider {index}", answer))
                 wallet = wallet or await _wallet(provider, configured.base_url, settings)
         except Refused as refused:
@@ -61,10 +61,11 @@ async def _wallet(provider: ChainProvider, base_url: str, settings: Settings) ->
     return CheckResult("wallet", detail, is_warning=True)
 
 
-async def _provider(provider: ChainProvider, base_url: str, network: str, now_ms: Callable[[], int]) -> str:
+async def _provider(provider: ChainProvider, base_url: str, settings: Settings, now_ms: Callable[[], int]) -> str:
+    network, address = settings.network, own_address(settings)
     newest, slot = await usable_tip(provider, network, now_ms)
-    if await provider.takes_submissions() == Found(False):
-        raise Refused("chain_not_ready", "it has no /tx/submit: serve cardano-submit-api at the same address")
+    if findings := await provider.findings(address or ""):
+        raise Refused("chain_not_ready", "; ".join(findings))
     return f"{base_url}: {network}, block {newest.height}, newest block {max(slot - newest.slot, 0)} s old"
 
 

@@ -107,7 +107,7 @@ async def test_every_field_of_a_blockfrost_answer_is_read(
     assert await blockfrost.genesis() == Found(Genesis(1, 1_654_041_600, 1))
     assert await blockfrost.parameters() == Found(ProtocolParameters(44, 155_381, 4310, 16_384, 5000, 225))
     assert await blockfrost.tx(TX) == Found(TxSeen(TX, BLOCK, 100, 2_000))
-    assert await blockfrost.block(BLOCK) == Found(BlockSeen(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
+    assert await blockfrost.block(BLOCK, 5) == Found(BlockSeen(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
 
 
 async def test_an_output_is_read_with_its_tokens_datum_and_script(
@@ -220,7 +220,7 @@ async def test_only_blockfrosts_own_404_means_not_found(provider: FaultyProvider
     for path in (f"/txs/{TX}", f"/blocks/{BLOCK}", f"/addresses/{ADDRESS}/utxos"):
         provider.routes[f"GET {path}"] = NOT_FOUND
     assert await blockfrost.tx(TX) == NotFound()
-    assert await blockfrost.block(BLOCK) == NotFound()
+    assert await blockfrost.block(BLOCK, 5) == NotFound()
     assert await blockfrost.utxos(ADDRESS) == Found(())
 
 
@@ -238,6 +238,38 @@ NOT_REALLY_404 = {
     "empty 200": Reply(b""),
     "null": Reply(b"null"),
 }
+
+
+async def test_who_spends_an_output_is_told_with_its_block(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
+    made = "12" * 32
+    rows = [made_row(0, consumed_by_tx=TX), made_row(1), made_row(0, collateral=True)]
+    provider.routes[f"GET /txs/{made}/utxos"] = Reply({"hash": made, "inputs": [], "outputs": rows})
+    provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION)
+    assert await blockfrost.spender(f"{made}#0") == Found(TxSeen(TX, BLOCK, 100, 2_000))
+    assert await blockfrost.spender(f"{made}#1") == NotFound()
+    assert isinstance(await blockfrost.spender(f"{made}#2"), Unknown), "there is no such output"
+    assert isinstance(await blockfrost.spender(f"{'34' * 32}#0"), Unknown), "nor such a transaction"
+
+
+async def test_who_spends_an_output_is_searched_for_where_the_server_does_not_tell(
+    provider: FaultyProvider, blockfrost: Blockfrost
+) -> None:
+    made, row = "12" * 32, made_row(0)
+    del row["consumed_by_tx"]
+    provider.routes |= {
+        "GET /blocks/latest": Reply(LATEST),
+        f"GET /blocks/{BLOCK}": Reply(LATEST),
+        f"GET /txs/{made}": Reply({**TRANSACTION, "hash": made}),
+        f"GET /txs/{made}/utxos": Reply({"hash": made, "inputs": [], "outputs": [row]}),
+        f"GET /addresses/{ADDRESS}/transactions": Reply([tx_row(1, tx_hash=TX, block_time=1_700_000_000)]),
+        f"GET /txs/{TX}": Reply(TRANSACTION),
+    }
+    for index, expected in ((0, Found(TxSeen(TX, BLOCK, 100, 2_000))), (1, NotFound())):
+        spent = spent_row(0, tx_hash=made, output_index=index)
+        provider.routes[f"GET /txs/{TX}/utxos"] = Reply({"hash": TX, "inputs": [spent], "outputs": []})
+        assert await blockfrost.spender(f"{made}#0") == expected
 
 
 @pytest.mark.parametrize("reply", NOT_REALLY_404.values(), ids=NOT_REALLY_404.keys())
@@ -371,7 +403,7 @@ async def test_an_answer_about_another_transaction_or_block_is_unknown(
     provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "hash": "99" * 32})
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply({**LATEST, "hash": "99" * 32})
     assert isinstance(await blockfrost.tx(TX), Unknown)
-    assert isinstance(await blockfrost.block(BLOCK), Unknown)
+    assert isinstance(await blockfrost.block(BLOCK, 5), Unknown)
 
 
 @pytest.mark.parametrize("fault", ["silent", "drip"])
@@ -393,7 +425,7 @@ async def test_a_refused_connection_is_unknown(unused_tcp_port: int) -> None:
     assert await blockfrost.tip() == Unknown("tip: no connection")
     answer = await blockfrost.submit(b"\x84", TX)
     assert answer.kind is SubmitKind.OUTAGE
-    assert await blockfrost.takes_submissions() == Unknown("no answer to a submission")
+    assert await blockfrost.findings(ADDRESS) == ()
     await blockfrost.aclose()
 
 
@@ -888,7 +920,7 @@ async def test_each_request_is_identical_to_the_blockfrost_librarys_own(
         blockfrost.genesis(),
         blockfrost.parameters(),
         blockfrost.tx(TX),
-        blockfrost.block(BLOCK),
+        blockfrost.block(BLOCK, 5),
     ):
         await read
     for read in (blockfrost.utxos(ADDRESS), blockfrost.transactions(ADDRESS, 0), blockfrost.movement(TX, ADDRESS)):
@@ -1011,7 +1043,11 @@ async def test_cancelling_a_task_frees_its_connection(provider: FaultyProvider) 
 async def test_a_value_that_is_not_a_hash_is_never_put_into_a_path(
     provider: FaultyProvider, blockfrost: Blockfrost, text: str
 ) -> None:
-    for ask in (blockfrost.tx, blockfrost.block):
+    for ask in (
+        blockfrost.tx,
+        lambda text: blockfrost.block(text, 5),
+        lambda text: blockfrost.spender(f"{text}#0"),
+    ):
         with pytest.raises(ValueError, match="form"):
             await ask(text)
     with pytest.raises(ValueError, match="form"):

@@ -73,7 +73,7 @@ class Slow:
     async def tip(self) -> Read[BlockSeen]:
         return Found(BlockSeen(10, 100, BLOCK, 100))
 
-    async def block(self, _: str) -> Read[BlockSeen]:
+    async def block(self, _: str, _slot: int) -> Read[BlockSeen]:
         return Found(BlockSeen(10, 100, BLOCK, 100))
 
     async def genesis(self) -> Read[Any]:
@@ -82,7 +82,7 @@ class Slow:
 
     parameters = genesis
 
-    async def tx(self, _: str) -> Read[TxSeen]:
+    async def tx(self, _: str, _spends: str | None) -> Read[TxSeen]:
         await asyncio.sleep(self._after_s)
         return self._told
 

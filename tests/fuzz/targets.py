@@ -16,6 +16,7 @@ import h11
 from kit.wallet import ASSETS, OWN, SIGNER, TTL_SLOT, pay
 
 from payagent.chain import blockfrost_parse as answers
+from payagent.chain import json_answers
 from payagent.chain.provider import AddressTx, ChainUtxo, Found, NotFound, SubmitAnswer, SubmitKind, Unknown
 from payagent.chain.submit_answers import RawAnswer, TransportError, classify_submit
 from payagent.core.address import Address, encode_address, parse_address
@@ -173,7 +174,7 @@ def provider(data: bytes, classify: Callable[[RawAnswer, str], SubmitAnswer] = c
     status = PROVIDER_STATUSES[how[0] % len(PROVIDER_STATUSES)]
     error = list(TransportError)[call[0] % 16 - 10] if call[0] % 16 > 9 else None
     answer = RawAnswer(status, body, body[:9].decode("latin-1"), error)
-    read = answers.understood(answer, PARSERS[call[0] // 16 % len(PARSERS)])
+    read = json_answers.understood(answer, PARSERS[call[0] // 16 % len(PARSERS)])
     if isinstance(read, Found):
         holds(status == 200 and error is None, read)
         _check_found(read.value)

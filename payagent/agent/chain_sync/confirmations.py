@@ -96,14 +96,14 @@ class Confirmations:
         """Whether the block that was the tip in the last pass may be off the chain."""
         if tip.hash == last.hash:
             return False
-        return tip.height <= last.height or not isinstance(await view.block(last.hash), Found)
+        return tip.height <= last.height or not isinstance(await view.block(last.hash, last.slot), Found)
 
     async def _look_for(self, view: QuorumView, tip: BlockSeen, row: PaymentRow) -> None:
         """Find out whether an attempt in flight is in a block. The payment is `unread` while any read is open."""
         self.unread.add(row.id)
         is_open = False
         for attempt in attempts_and_utxos.attempts(self._context.conn, row.id):
-            read = await view.tx(attempt.tx_id)
+            read = await view.tx(attempt.tx_id, row.nonce_utxo)
             if isinstance(read, Found):
                 if attempt.kind == "cancel":
                     await self._weigh_cancel(view, tip, row, read.value)
@@ -130,7 +130,7 @@ class Confirmations:
         rival = None if row.nonce_utxo is None else attempts_and_utxos.rival_of(self._context.conn, row.nonce_utxo)
         if rival is None:
             return NotFound()
-        read = await view.tx(rival.shown_by)
+        read = await view.tx(rival.shown_by, rival.nonce_utxo)
         if isinstance(read, Found) and read.value.block_hash != rival.block.hash:
             self._unverified.add(rival.id)
             return Unknown("its own payment was not seen in that block yet", Why.NOT_YET)
@@ -167,7 +167,7 @@ class Confirmations:
         - The block exists, but the transaction was denied at three tips, a minute apart. The provider that showed
           it there lied.
         """
-        read = await view.tx(row.shown_by)
+        read = await view.tx(row.shown_by, row.nonce_utxo)
         if isinstance(read, Found):
             if (read.value.block_hash, read.value.block_height) != (row.block.hash, row.block.height):
                 await self._record_block_lost(row)
@@ -175,7 +175,8 @@ class Confirmations:
                     await self._record_seen(view, row, read.value)
             self._unverified.discard(row.id)
         elif isinstance(read, NotFound) and self._is_past(view, tip, row):
-            block, now_ms = await view.block(row.block.hash or ""), self._context.ports.clock.now_ms()
+            block = await view.block(row.block.hash or "", row.block.slot or 0)
+            now_ms = self._context.ports.clock.now_ms()
             is_lie = isinstance(block, Found) and self._denied.is_enough(row.id, row.block.hash, tip.hash, now_ms)
             if is_lie or isinstance(block, NotFound):
                 await self._record_block_lost(row, denied_by=view.name if is_lie else None)
@@ -216,7 +217,7 @@ class Confirmations:
 
     async def _is_still_there(self, view: QuorumView, tip: BlockSeen, row: PaymentRow) -> bool:
         """Whether the payment is still in the block that we recorded. If not, it is rechecked."""
-        read = await view.tx(row.shown_by)
+        read = await view.tx(row.shown_by, row.nonce_utxo)
         if isinstance(read, Found) and read.value.block_hash == row.block.hash:
             return True
         self._unverified.add(row.id)

@@ -155,13 +155,23 @@ class ExternalSpends:
         is_news = not suspects <= self._suspects
         if not suspects or not (is_news or self._is_search_due(now_ms)):
             return
-        spends = await self._search.find(view, await self._since_s(view, suspects))
+        spends: Sequence[ExternalSpend] | None = ()
+        if await self._may_be_spent(view, suspects):
+            spends = await self._search.find(view, await self._since_s(view, suspects))
         if spends is None:
             return
         for spend in spends:
             await self._take_in(spend, now_ms)
         self._empty_searches = 0 if is_news or spends else self._empty_searches + 1
         self._suspects, self._searched_ms = suspects, now_ms
+
+    async def _may_be_spent(self, view: QuorumView, suspects: set[str]) -> bool:
+        """Whether a transaction that the ledger does not know spends one of them, or that is not clear."""
+        for ref in sorted(suspects):
+            read = await view.spender(ref)
+            if isinstance(read, Unknown) or (isinstance(read, Found) and not self._is_known(read.value.tx_id)):
+                return True
+        return False
 
     def _is_search_due(self, now_ms: int) -> bool:
         failures = self._empty_searches - SEARCHES_AT_FIRST + 1
@@ -209,7 +219,7 @@ class ExternalSpends:
         deep = view.tip.height - context.config.settle_depth
         for row in self._due(rows):
             self._last_rechecked = _place(row)
-            read = await view.tx(row.tx_id)
+            read = await view.tx(row.tx_id, row.inputs[0])
             if isinstance(read, Found) and read.value.block_hash == row.block_hash:
                 if view.is_for_good and row.block_height <= deep:
                     self._seen_deep.add((row.tx_id, row.block_hash))
@@ -232,7 +242,7 @@ class ExternalSpends:
         is_gone = (
             isinstance(read, NotFound)
             and view.tip.height >= row.block_height
-            and isinstance(await view.block(row.block_hash), NotFound)
+            and isinstance(await view.block(row.block_hash, row.block_slot), NotFound)
         )
         if is_gone or isinstance(read, Found):
             await self._context.write_at(
@@ -256,8 +266,8 @@ class ExternalSpends:
             row = spends[tx_id]
             if view.tip.height - row.block_height + 1 < context.config.void_depth:
                 continue
-            read = await view.tx(tx_id)
-            if not isinstance(read, Found) or read.value.block_hash != row.block_hash:
+            read = await view.spender(row.inputs[0])
+            if not isinstance(read, Found) or read.value[:2] != (tx_id, row.block_hash):
                 if not (view.stands_alone and isinstance(read, Unknown)):
                     self._deep_seen.forget(payment_id)
                 continue

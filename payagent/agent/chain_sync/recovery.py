@@ -114,7 +114,7 @@ class ExternalSpendSearch:
             if (moved := await self._read(view, tx_id, address)) is None:
                 return None
             if moved.spent:
-                if (seen := await self._place(view, tx_id)) is None:
+                if (seen := await self._place(view, tx_id, next(iter(moved.spent)))) is None:
                     return None
                 spends.append(ExternalSpend(seen, moved, view.name))
         for tx_id in list(self._moved)[:-REMEMBERED_MAX]:
@@ -165,11 +165,11 @@ class ExternalSpendSearch:
         self._is_lonely |= is_lonely
         return is_lonely
 
-    async def _place(self, view: QuorumView, tx_id: str) -> TxSeen | None:
+    async def _place(self, view: QuorumView, tx_id: str, spends: str) -> TxSeen | None:
         """The block that a transaction is in; None if it is unreadable or far above the tip."""
         if (placed := self._placed.get(tx_id)) is not None:
             return placed
-        if (seen := self._found(await view.tx(tx_id))) is None:
+        if (seen := self._found(await view.tx(tx_id, spends))) is None:
             return None
         depth = view.tip.height - seen.block_height + 1
         if depth < -AHEAD_MAX_S:  # a slot holds one block at most

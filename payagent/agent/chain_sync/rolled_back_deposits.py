@@ -116,8 +116,8 @@ class RolledBackDeposits:
         now_ms = context.ports.clock.now_ms()
         if not is_deep or not view.is_for_good or not self._denied.is_due(row.id, tip.hash, now_ms):
             return
-        block_read = await view.block(block.block_hash)
-        reads = [await view.tx(attempt.tx_id) for attempt in attempts]
+        block_read = await view.block(block.block_hash, block.block_slot)
+        reads = [await view.tx(attempt.tx_id, row.nonce_utxo) for attempt in attempts]
         if isinstance(block_read, NotFound):
             await self._note_block(row, tip)
         is_denied = isinstance(block_read, Found) and all(isinstance(read, NotFound) for read in reads)

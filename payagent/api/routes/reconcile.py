@@ -29,7 +29,7 @@ from payagent.api.routes.params import QueryParams
 from payagent.api.routes.prepaid import all_pools
 from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile
 from payagent.chain.address_history import History, read_history
-from payagent.chain.provider import BlockSeen, ChainReader, NotFound, Read
+from payagent.chain.provider import BlockSeen, ChainReader, NotFound, Read, denies
 from payagent.core.aggregate import TxSeen
 from payagent.core.network import SlotClock
 from payagent.core.problems import Refused
@@ -214,7 +214,7 @@ async def _booked_height(provider: ChainReader, bounds: _Bounds) -> int:
 
 async def _is_gone(provider: ChainReader, tip: BlockSeen) -> bool:
     """Whether this block is no longer on the chain."""
-    return isinstance(await provider.block(tip.hash), NotFound)
+    return denies(await provider.block(tip.hash, tip.slot), tip.height)
 
 
 async def _look_up(provider: ChainReader, tx_id: str) -> Read[TxSeen]:

@@ -1,0 +1,97 @@
+"""Strict, pure reading of a provider's JSON answers: found, not found or unknown, and the values in them.
+
+Never: I/O; quotes text that a provider sent.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from payagent.chain.provider import Found, NotFound, Read, Unknown, Why
+from payagent.chain.submit_answers import ANSWER_MAX_BYTES, RawAnswer, TransportError, retry_after_s
+from payagent.core import strict_json
+from payagent.core.money import LOVELACE, MAX_UNITS, check_supply, parse_units
+from payagent.core.problems import Refused
+
+T = TypeVar("T")
+
+_MAX_TOKEN_QUANTITY = 2**64 - 1  # the ledger's limit for one output
+_VALUES_MAX = 600_000
+"""The most values in one answer. 100 outputs full of assets have 400,000; 16 MB of brackets have 5,000,000."""
+
+HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+UNIT = re.compile(r"[0-9a-f]{56}(?:[0-9a-f]{2}){0,32}", re.ASCII)
+
+_TRANSPORT_REASONS = {
+    TransportError.CONNECT: "no connection",
+    TransportError.TLS: "no secure connection",
+    TransportError.TIMEOUT: "no answer in time",
+    TransportError.RESET: "the connection broke",
+    TransportError.TRUNCATED: "the answer broke off",
+    TransportError.TOO_BIG: "the answer is too big",
+}
+
+_STATUS_REASONS = {
+    401: ": the project id is not accepted",
+    402: ": the day's calls are used up",
+    403: ": the project id is not accepted, or is of another network",
+    418: ": banned for going on after too many calls",
+}
+
+
+def understood(
+    answer: RawAnswer, parse: Callable[[Any], T], is_denial: Callable[[Any], bool] = lambda _body: False
+) -> Read[T]:
+    """Interpret an answer. Only a 200 counts, and a 404 whose body is the provider's own "not found"."""
+    if answer.error is not None:
+        return Unknown(_TRANSPORT_REASONS[answer.error], Why.OUTAGE)
+    if answer.status not in (200, 404):
+        status = f"http {answer.status}{_STATUS_REASONS.get(answer.status or 0, '')}"
+        return Unknown(status, _why_of(answer.status or 0), retry_after_s(answer.retry_after))
+    if sum(map(answer.body.count, (b",", b"[", b"{"))) > _VALUES_MAX:
+        return Unknown(f"http {answer.status}, not understood (too many values)")
+    try:
+        body = strict_json.loads(answer.body, max_bytes=ANSWER_MAX_BYTES)
+        if answer.status == 404:
+            return NotFound() if is_denial(body) else Unknown("http 404, not in the provider's own form")
+        return Found(parse(body))
+    except Refused as refused:
+        why = refused.name  # its detail quotes the provider's text
+    except ValueError as error:
+        why = str(error)
+    except (LookupError, TypeError) as error:
+        why = type(error).__name__
+    return Unknown(f"http {answer.status}, not understood ({why})")
+
+
+def _why_of(status: int) -> Why:
+    if status in (402, 418):
+        return Why.QUOTA
+    return Why.RATE if status == 429 else Why.OUTAGE if status >= 500 else Why.UNCLEAR
+
+
+def text_hash(value: Any) -> str:
+    if not isinstance(value, str) or not HASH.fullmatch(value):
+        raise ValueError("not a hash")
+    return value
+
+
+def flag(row: Any, name: str) -> bool:
+    if type(row[name]) is not bool:
+        raise ValueError(f"{name} is not true or false")
+    return bool(row[name])
+
+
+def quantity(value: Any, unit: str) -> int:
+    """Parse the units of one output, above zero.
+
+    A token's may exceed 2^63-1: anyone can send us such an output.
+    """
+    try:
+        return check_supply(unit, parse_units(value, unit))
+    except Refused:
+        if unit != LOVELACE and isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{18,19}", value, re.ASCII):
+            units = int(value)
+            if MAX_UNITS < units <= _MAX_TOKEN_QUANTITY:
+                return units
+        raise
