@@ -244,7 +244,7 @@ async def test_who_spends_an_output_is_told_with_its_block(
     provider: FaultyProvider, blockfrost: Blockfrost
 ) -> None:
     made = "12" * 32
-    rows = [made_row(0, consumed_by_tx=TX), made_row(1), made_row(0, collateral=True)]
+    rows = [{**made_row(0), "consumed_by_tx": TX}, made_row(1), made_row(0, collateral=True)]
     provider.routes[f"GET /txs/{made}/utxos"] = Reply({"hash": made, "inputs": [], "outputs": rows})
     provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION)
     assert await blockfrost.spender(f"{made}#0") == Found(TxSeen(TX, BLOCK, 100, 2_000))
