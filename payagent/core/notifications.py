@@ -190,7 +190,7 @@ def _void(event: LedgerEvent) -> Notification | None:
 
 def _not_served(event: LedgerEvent) -> Notification | None:
     payment = event.payment
-    if payment is None or not is_give_up(event.event, event.detail):
+    if payment is None or not (is_give_up(event.event, event.detail) or "again" in event.detail):
         return None
     text = (
         f"{payment.id}: {payment.to} got {payment.amount} and did not serve the request. The payment stands. "
@@ -231,11 +231,14 @@ def _topup_ended(event: LedgerEvent) -> Notification | None:
 
 
 def _alert(event: LedgerEvent) -> Notification | None:
-    """An alert, raised or cleared. Decisions and payments that are not served have events of their own."""
+    """An alert, raised or cleared. Decisions and payments that are not served have events of their own.
+
+    A payment that is confirmed again has no second such event: its alert (`again`) takes that event's place.
+    """
     detail = event.detail
     of, _, _ = str(detail["subject"]).partition(":")
     if of == "unserved" or (detail["kind"] == "cleared" and of == "approval"):
-        return None
+        return _not_served(event)  # None, unless the payment is confirmed again
     event_type, title = ALERTS[str(detail["kind"])]
     about: dict[str, str] = {}
     text = str(detail["detail"])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from kit.agent import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
+from kit.merchants import leave_unserved
+from kit.payments import attempts, fork_with, wait_for_void
 from kit.telegram import Telegram
 from kit.webhook import KEY, Receiver
 
@@ -20,6 +22,7 @@ from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.core.notifications import Missed, Notification
+from payagent.core.payment.machine import State
 from payagent.core.policy import WALLET, Limit, Window
 from payagent.core.problems import Refused
 from payagent.outbound.telegram import TelegramBot
@@ -123,6 +126,30 @@ async def test_a_payment_is_told_when_it_is_confirmed_and_when_it_is_not_served(
         assert (paid["network"], paid["address"]) == ("devnet", world.address)
         assert len(set(receiver.ids())) == 2
         assert one.states() == ["delivered", "delivered"]
+        require_whole(one.run)
+
+
+async def test_a_void_payment_that_pays_after_all_is_told_again_as_not_served(
+    world: World, receiver: Receiver
+) -> None:
+    world.fund(100 * ADA)
+    async with life(world, ops(receiver)) as one:
+        lost = await leave_unserved(world, one.run, "lost")
+        paying, before = attempts(one.run, lost)[0], (lost.block.height or 0) - 1
+        fork_with(world, before)
+        for _ in range(4):
+            await one.run.run_pass()
+        await one.run.agent.lifecycle.resolve(lost.id, APP)
+        await wait_for_void(world, one.run)
+        fork_with(world, before, paying.cbor)
+        await one.run.settle_down(8)
+        await one.tell()
+        unserved, void = "payment.paid_not_served", "payment.void"
+        assert one.run.state(lost.id) is State.CONFIRMED
+        assert [told for told in receiver.types() if told in (unserved, void)] == [unserved, void, unserved]
+        first, *_, last = (call.said for call in receiver.calls if call.type == unserved)
+        del first["id"], last["id"]
+        assert first == last
         require_whole(one.run)
 
 

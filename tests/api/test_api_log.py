@@ -105,6 +105,12 @@ async def test_the_log_of_one_kind_lists_nothing_else(asking: Api) -> None:
     require_problem(await asking.as_("reader").get("/v1/log", params={"kind": "secrets"}), "bad_request")
 
 
+async def test_a_refused_filter_is_named_as_it_was_given(api: Api) -> None:
+    for name in ("app", "by"):
+        told = require_problem(await api.as_("reader").get("/v1/log", params={name: "nobody"}), "bad_request")
+        assert (told["key"], told["detail"]) == (name, f"{name} is neither the name nor the id of an app")
+
+
 async def test_alerts_are_listed_until_they_are_cleared(asking: Api) -> None:
     asked = (await asking.as_("payer").post("/v1/payments", json=asking.body("please"))).json()
     (alert,) = (await asking.as_("reader").get("/v1/alerts")).json()["alerts"]

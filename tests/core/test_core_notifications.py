@@ -42,6 +42,12 @@ def told(event: str, payment: PaymentFacts | None = PAYMENT, **detail: object) -
             "balance.low",
             "The wallet runs low",
         ),
+        (
+            "alert",
+            {"kind": "paid_not_served", "subject": "unserved:pay_1", "detail": "t took it", "again": "true"},
+            "payment.paid_not_served",
+            "t did not serve",
+        ),
         ("alert", {"kind": "cleared", "subject": "wallet", "detail": "ok"}, "alert.cleared", "An alert is over"),
     ],
 )

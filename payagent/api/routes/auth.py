@@ -106,8 +106,11 @@ class Caller:
         request.app.state.rate_limiter.weigh(self.app.id, len(raw))
         return raw
 
-    def app_named(self, name: str) -> AppRow:
-        """An app that the caller may see, by its name or id. Refused: `forbidden`, `bad_request`."""
+    def app_named(self, name: str, key: str = "app") -> AppRow:
+        """An app that the caller may see, by its name or id. Refused: `forbidden`, `bad_request`.
+
+        `key`: the parameter that names it.
+        """
         own = self.app
         if name in (own.id, own.name):
             return own
@@ -115,7 +118,7 @@ class Caller:
             raise Refused("forbidden", "seeing another app needs a token for read, operate or approve")
         app = apps.by_id(self.context.conn, name) or apps.by_name(self.context.conn, name)
         if app is None:
-            raise Refused("bad_request", "app is neither the name nor the id of an app", key="app")
+            raise Refused("bad_request", f"{key} is neither the name nor the id of an app", key=key)
         return app
 
     def selection(self, only: SelectionFilter) -> Selection:

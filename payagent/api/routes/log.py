@@ -32,7 +32,7 @@ class LogFilter(SelectionFilter, Page):
 async def log(caller: Reader, query: Annotated[LogFilter, Query()]) -> JsonResponse:
     """Changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refused requests."""
     context, only = caller.context, caller.selection(query)
-    by = None if query.by is None else caller.app_named(query.by).id
+    by = None if query.by is None else caller.app_named(query.by, "by").id
     rows = await run_in_threadpool(
         lambda: operator_log.page(
             context.conn,

@@ -348,12 +348,15 @@ def unserved_subject(payment_id: str) -> str:
     return f"unserved:{payment_id}"
 
 
-def raise_unserved(row: PaymentRow, spend: ledger.Units) -> Raise:
-    """The alert of a payment that was not served: it needs a person. `spend`: what it took, with the fee."""
+def raise_unserved(row: PaymentRow, spend: ledger.Units, **more: str) -> Raise:
+    """The alert of a payment that was not served: it needs a person. `spend`: what it took, with the fee.
+
+    `more`: facts to add, such as `again` if it was recorded as not served before, and only now is confirmed again.
+    """
     units = ledger.add((spend, {LOVELACE: -(row.attempt.fee_lovelace or 0)}))
     paid = " and ".join(format_amount(asset, n) for asset, n in units.items() if n)
     detail = f"{row.invoice.origin} was paid {paid} and did not serve"
-    facts = {"detail": detail, "payment": row.id, "merchant": row.invoice.origin or ""}
+    facts = {"detail": detail, "payment": row.id, "merchant": row.invoice.origin or "", **more}
     return Raise("paid_not_served", unserved_subject(row.id), facts)
 
 
@@ -415,7 +418,7 @@ _CELLS: dict[Enum, Cell] = {
     AlertEffect.CLEAR_SIGNER: lambda *_: (Clear(SIGNER_SUBJECT, {"detail": "the signer signs payments"}),),
     AlertEffect.CLEAR_UNSERVED: _clear_unserved,
     AlertEffect.RAISE_UNSERVED: lambda of, _: (
-        (raise_unserved(of.row, of.held),) if of.row.delivery is Delivery.PAID_NOT_SERVED else ()
+        (raise_unserved(of.row, of.held, again="true"),) if of.row.delivery is Delivery.PAID_NOT_SERVED else ()
     ),
     AlertEffect.RAISE_REOPENED: _raise_reopened,
 }
