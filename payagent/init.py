@@ -6,7 +6,7 @@ fails.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from payagent.agent.base.ports import Ports
 from payagent.agent.operator.limits import write_limits
 from payagent.api.http.tokens import hash_token, new_token
-from payagent.chain.open import FIRST_KIND, KINDS, kind_of
+from payagent.chain.open import KINDS, NAMED_BY_URL, OFFERED, chosen, kind_of, needs_token
 from payagent.core.bounds import SCOPES
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
@@ -26,16 +26,13 @@ from payagent.secret_file import open_to_others
 from payagent.settings.config_file import TOKEN_FILE
 from payagent.settings.loading import load_settings
 from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE, WORDS_FILE, require_config_out_of_reach
-from payagent.settings.schema import Settings
+from payagent.settings.schema import ProviderSettings, Settings
 from payagent.store.db.lease import lease
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps
 from payagent.wallet import new_keystore as creation
 from payagent.wallet.keystore import Header
-
-PROVIDER = KINDS[FIRST_KIND]
-"""The kind of chain provider that the new config has."""
 
 APP_NAME = "operator"
 _READ_AT_START = "# Read when the daemon starts. Only its owner may read it (chmod 600)."
@@ -62,20 +59,19 @@ class FirstApp:
 class Choices:
     """The operator's choices. `merchants` are origins by name, `partners` are X-Partner values by name.
 
-    All paths are absolute. `data_dir` None means the default, `words` None means new ones. A `project_id` is
-    written to its file. Without `app` the operator is the only app.
+    All paths are absolute. `data_dir` None means the default, `words` None means new ones. `tokens` are those of
+    providers by the file that each is written to. Without `app` the operator is the only app.
     """
 
     network: str
-    chain_url: str
+    providers: tuple[ProviderSettings, ...]
     config: Path
     data_dir: Path | None
     merchants: Mapping[str, str]
     partners: Mapping[str, str]
     passphrase: str = field(repr=False)
     words: str | None = field(default=None, repr=False)
-    project_id_file: Path | None = None
-    project_id: str | None = field(default=None, repr=False)
+    tokens: Mapping[Path, str] = field(default_factory=dict, repr=False)
     passphrase_file: Path | None = None
     app: FirstApp | None = None
 
@@ -120,8 +116,8 @@ def initialise(
         for name, provider in settings.chain.named.items():
             kind_of(name, provider)
         require_config_out_of_reach(settings, [choices.config], [settings.data_dir])
-        if choices.project_id_file is not None and choices.project_id is not None:
-            write_new(choices.project_id_file, choices.project_id + "\n", undo)
+        for file, token in choices.tokens.items():
+            write_new(file, token + "\n", undo)
         make_private_folder(settings.data_dir, undo, config=choices.config)
         require_none(settings.data_dir)
         words = choices.words or creation.new_words(randomness)
@@ -139,6 +135,31 @@ def initialise(
         if app_token_file is not None:
             write_new(app_token_file, app_token + "\n", undo)
     return Made(choices.config, settings.data_dir, header.address, token, words_file, app_token_file)
+
+
+def offered(network: str) -> tuple[str, str]:
+    """The names of all kinds of chain providers, and the one to begin with: a kind, or the devnet's URL."""
+    return ", ".join(KINDS), KINDS[NAMED_BY_URL].urls[network] if network == "devnet" else OFFERED
+
+
+def named_providers(
+    texts: Iterable[str], network: str, token_file: Path | None = None
+) -> tuple[ProviderSettings, ...]:
+    """The providers that kinds or base URLs name. Those that need a token get its file, or the first if none does.
+
+    Refused: `config_invalid`.
+    """
+    try:
+        named = tuple(chosen(text, network) for text in texts)
+    except ValueError as error:
+        raise Refused("config_invalid", f"--provider: {error}") from None
+    owners = [one for one in named if needs_token(one)] or named[:1]
+    return tuple(one.model_copy(update={"token_file": token_file}) if one in owners else one for one in named)
+
+
+def lacks_token(texts: Iterable[str], network: str) -> bool:
+    """Whether one of these providers answers only with a token."""
+    return any(map(needs_token, named_providers(texts, network)))
 
 
 def require_long(passphrase: str) -> None:
@@ -176,7 +197,7 @@ def _require_own(path: Path) -> None:
 
 def config_text(choices: Choices) -> str:
     """Build the config file: the choices without defaults. For the T Backend it also sets the split mode."""
-    data_dir, project_id, passphrase = choices.data_dir, choices.project_id_file, choices.passphrase_file
+    data_dir, passphrase = choices.data_dir, choices.passphrase_file
     merchants = (_merchant(name, origin, choices.partners.get(name)) for name, origin in choices.merchants.items())
     lines = [
         "# Created by `payagent init`. `payagent init --example` explains every key.",
@@ -186,14 +207,21 @@ def config_text(choices: Choices) -> str:
             if data_dir
             else ()
         ),
-        *("", "[[chain.providers]]", f"kind = {_quote(FIRST_KIND)}"),
-        "# The complete base URL: nothing is appended.",
-        f"base_url = {_quote(choices.chain_url)}",
-        *([_path("project_id_file", project_id)] if project_id else ()),
+        *(line for provider in choices.providers for line in _provider(provider)),
         *(line for merchant in merchants for line in merchant),
         *(["", "[keystore]", _READ_AT_START, _path("passphrase_file", passphrase)] if passphrase else ()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _provider(provider: ProviderSettings) -> list[str]:
+    """The lines of a chain provider's table."""
+    return [
+        *("", "[[chain.providers]]", f"kind = {_quote(provider.kind)}"),
+        *("# The complete base URL: nothing is appended.", f"base_url = {_quote(provider.base_url)}"),
+        *([f"index_url = {_quote(provider.index_url)}"] if provider.index_url else ()),
+        *([_path("token_file", provider.token_file)] if provider.token_file else ()),
+    ]
 
 
 def _merchant(name: str, origin: str, partner: str | None) -> list[str]:

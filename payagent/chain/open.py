@@ -18,8 +18,11 @@ T = TypeVar("T")
 
 KINDS: dict[str, ProviderKind] = {"blockfrost": blockfrost.KIND}
 
-FIRST_KIND = "blockfrost"
-"""The kind of provider that `payagent init` sets up."""
+NAMED_BY_URL = "blockfrost"
+"""The kind of a provider of which `payagent init` is told only the URL."""
+
+OFFERED = "blockfrost"
+"""The kind that `payagent init` offers first. It needs no account."""
 
 
 def kind_of(name: str, settings: ProviderSettings) -> ProviderKind:
@@ -30,7 +33,25 @@ def kind_of(name: str, settings: ProviderSettings) -> ProviderKind:
         KINDS[settings.kind].parse_url(settings.base_url)
     except ValueError as error:
         raise Refused("config_invalid", f"provider {name}: base_url: {error}") from None
-    return KINDS[settings.kind]
+    kind = KINDS[settings.kind]
+    if (settings.index_url is None) is not (kind.index_url is None):
+        fix = "leave it out" if kind.index_url is None else f"write the URL of its index, such as {kind.index_url}"
+        raise Refused("config_invalid", f"provider {name}: index_url: {fix}")
+    return kind
+
+
+def chosen(text: str, network: str) -> ProviderSettings:
+    """Return the provider that a kind or a base URL names on a network. Raises ValueError, with what to write."""
+    if text in KINDS:
+        return ProviderSettings(kind=text, base_url=KINDS[text].urls[network], index_url=KINDS[text].index_url)
+    if "://" not in text:
+        raise ValueError(f"write one of {', '.join(KINDS)}, or a base URL")
+    return ProviderSettings(kind=NAMED_BY_URL, base_url=KINDS[NAMED_BY_URL].parse_url(text))
+
+
+def needs_token(provider: ProviderSettings) -> bool:
+    """Whether its server answers only with a token."""
+    return KINDS[provider.kind].needs_secret(provider.base_url)
 
 
 @asynccontextmanager
@@ -38,7 +59,7 @@ async def opened(
     name: str, settings: ProviderSettings, network: str, read: Callable[[Path], str | None] = read_secret_file
 ) -> AsyncIterator[ChainProvider]:
     """Make a provider, whose secret `read` reads, and close it at the end."""
-    secret = None if settings.project_id_file is None else read(settings.project_id_file)
+    secret = None if settings.token_file is None else read(settings.token_file)
     provider = kind_of(name, settings).make(name, settings, network, secret)
     try:
         yield provider

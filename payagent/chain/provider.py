@@ -265,3 +265,6 @@ class ProviderKind(NamedTuple):
 
     needs_secret: Callable[[str], bool]
     """Whether the server at a base URL answers only with a secret."""
+
+    index_url: str | None = None
+    """The usual `index_url` of a kind with two servers; None for a kind with one."""

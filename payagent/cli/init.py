@@ -40,14 +40,23 @@ def _print_example(context: click.Context, _parameter: click.Parameter, is_set: 
 @click.command(
     epilog=example(
         "payagent init",
-        "payagent init --json --network devnet --chain-url http://127.0.0.1:3000/api/v0 \\",
+        "payagent init --json --network devnet --provider http://127.0.0.1:3000/api/v0 \\",
         "  --merchant t=http://127.0.0.1:3001 --partner t=demo --passphrase-file ~/passphrase \\",
         "  --config ~/payagent/config.toml --data-dir ~/payagent/data",
     )
 )
 @click.option("--network", type=click.Choice(list(NETWORKS)), help="Network. Has no default.")
-@click.option("--chain-url", metavar="URL", help="Complete base URL of a Blockfrost API.")
-@click.option("--project-id-file", type=_absolute, metavar="FILE", help="File (0600) with the project id for it.")
+@click.option(
+    "--provider",
+    "--chain-url",
+    "providers",
+    multiple=True,
+    metavar="KIND|URL",
+    help="A chain provider: a kind such as koios, or the complete base URL of a Blockfrost API. Repeatable.",
+)
+@click.option(
+    "--project-id-file", type=_absolute, metavar="FILE", help="File (0600) with the project id of a provider."
+)
 @click.option(
     "--merchant",
     "merchants",
@@ -90,7 +99,7 @@ def _print_example(context: click.Context, _parameter: click.Parameter, is_set: 
 def init(
     terminal: Terminal,
     network: str | None,
-    chain_url: str | None,
+    providers: tuple[str, ...],
     project_id_file: Path | None,
     merchants: tuple[str, ...],
     partners: tuple[str, ...],
@@ -107,20 +116,21 @@ def init(
     scope and is saved as operator.token in the data dir, where other commands find it. Nothing is overwritten.
     """
     from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
-    from payagent.init import PROVIDER, Choices, initialise
+    from payagent.init import Choices, initialise, lacks_token, named_providers
 
-    config, app, project_id = config or _default_config(), None, None
+    config, app = config or _default_config(), None
+    tokens: dict[Path, str] = {}
     origins = {name: origin_part(url) for name, url in _pairs(map(_named, merchants), "--merchant").items()}
     partner_by_name = _partners(partners, origins)
-    needed = {"--network": network, "--chain-url": chain_url, "--passphrase-file": passphrase_file}
+    needed = {"--network": network, "--provider": providers or None, "--passphrase-file": passphrase_file}
     missing, can_ask = [name for name, value in needed.items() if value is None], terminal.can_ask
     if missing and can_ask:
         terminal.say(questions.WHAT_COMES)
         network = network or questions.ask_network(terminal)
-        chain_url = chain_url or questions.ask_chain_url(terminal, network)
-        if project_id_file is None and PROVIDER.needs_secret(chain_url):
+        providers = providers or questions.ask_providers(terminal, network)
+        if project_id_file is None and lacks_token(providers, network):
             project_id_file = config.parent / "blockfrost-project-id"
-            project_id = questions.ask_project_id(terminal, project_id_file)
+            tokens = questions.ask_project_id(terminal, project_id_file)
         if not origins:
             origins, partner_by_name = questions.ask_merchant(terminal, network)
         app = questions.ask_app(terminal)
@@ -128,7 +138,7 @@ def init(
         raise click.UsageError(f"missing {', '.join(missing)}; on a terminal payagent asks for them")
     choices = Choices(
         network=network or "",
-        chain_url=chain_url or "",
+        providers=named_providers(providers, network or "", project_id_file),
         config=config,
         data_dir=data_dir,
         merchants=origins,
@@ -137,8 +147,7 @@ def init(
         if passphrase_file is None
         else _read_passphrase(terminal, passphrase_file, private=network != "devnet" or restore is not None),
         words=None if restore is None else _read_words(terminal, restore),
-        project_id_file=project_id_file,
-        project_id=project_id,
+        tokens=tokens,
         passphrase_file=passphrase_file,
         app=app,
     )
@@ -181,7 +190,7 @@ def _show_next(terminal: Terminal, created: "Made", choices: "Choices") -> None:
         terminal.say("\nGive the app's token to the program, then delete its file: payagent stores only the hash.")
     for _, why in void_limits(load_settings(created.config, os.environ)):
         terminal.say(f"Warning: {why}.")
-    terminal.say(f"{how_to_fund(choices.network, choices.chain_url, created.address)}\n\nNext:")
+    terminal.say(f"{how_to_fund(choices.network, choices.providers[0].base_url, created.address)}\n\nNext:")
     option = "" if created.config == _default_config() else f" --config {quote(str(created.config))}"
     for command, does in (
         ("serve", "start the daemon, and leave it running"),

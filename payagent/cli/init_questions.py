@@ -41,24 +41,41 @@ def ask_network(terminal: Terminal) -> str:
     return str(click.prompt("Network", type=click.Choice(list(NETWORKS)), err=True))
 
 
-def ask_chain_url(terminal: Terminal, network: str) -> str:
-    from payagent.init import PROVIDER
+def ask_providers(terminal: Terminal, network: str) -> tuple[str, ...]:
+    """Ask for a chain provider and, if the money may be real, for a second one. Each is a kind or a base URL."""
+    from payagent.init import named_providers, offered
 
-    where = "`payagent devnet` prints its URL." if network == "devnet" else "The default is Blockfrost itself."
-    terminal.say(f"\npayagent reads the chain from a server with Blockfrost's API.\n{where}")
-    return _ask("Base URL of the Blockfrost API", PROVIDER.parse_url, PROVIDER.urls[network])
+    def parse(text: str) -> str:
+        if text != "none":
+            named_providers([text], network)
+        return text
+
+    kinds, first = offered(network)
+    terminal.say(
+        f"\npayagent reads the chain from one or more providers. A kind is {kinds}.\n"
+        "The base URL of a server with Blockfrost's API is accepted too."
+    )
+    if network == "devnet":
+        terminal.say("`payagent devnet` prints its URL.")
+        return (_ask("Chain provider", parse, first),)
+    first = _ask("Chain provider", parse, first)
+    terminal.say("\nA single provider can mislead payagent. Two of different operators are better.")
+    second = _ask("Second provider", parse, "none")
+    return (first,) if second == "none" else (first, second)
 
 
-def ask_project_id(terminal: Terminal, file: Path) -> str | None:
-    """Ask for the provider's project id, without echo. None if its file has one already."""
+def ask_project_id(terminal: Terminal, file: Path) -> dict[Path, str]:
+    """Ask for a provider's project id, without echo. Returns it by its file; nothing if that has one already."""
     if file.exists():
         terminal.say(f"\nThe project id is in {file}.")
-        return None
+        return {}
     terminal.say(
         "\nBlockfrost answers only with a project id. Get one for this network at\n"
         f"https://blockfrost.io. It is saved in a file that only you can read:\n  {file}"
     )
-    return str(click.prompt("Project id (not shown while you paste it)", hide_input=True, err=True)).strip()
+    return {
+        file: str(click.prompt("Project id (not shown while you paste it)", hide_input=True, err=True)).strip()
+    }
 
 
 def ask_merchant(terminal: Terminal, network: str) -> tuple[dict[str, str], dict[str, str]]:

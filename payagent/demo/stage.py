@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
+from payagent.chain.open import chosen
 from payagent.devnet.server import DevnetThread
 from payagent.init import Choices, Made, initialise
 
@@ -216,7 +217,7 @@ def make_wallet(folder: Path, devnet: DevnetThread) -> Made:
     passphrase_file.write_text(passphrase)
     choices = Choices(
         network="devnet",
-        chain_url=devnet.chain_url,
+        providers=(chosen(devnet.chain_url, "devnet"),),
         config=folder / "config.toml",
         data_dir=folder / "data",
         merchants={"t": devnet.merchant_url},

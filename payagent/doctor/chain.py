@@ -6,7 +6,7 @@ Never: submits a transaction.
 from collections.abc import Callable
 
 from payagent.agent.base.chain_view import ChainView, require_right_clock
-from payagent.chain.open import kind_of, opened, require_found
+from payagent.chain.open import kind_of, needs_token, opened, require_found
 from payagent.chain.provider import BlockSeen, ChainProvider, Found, NotFound, Read, Unknown, Why
 from payagent.core.money import format_ada
 from payagent.core.network import NETWORKS, how_to_fund
@@ -25,7 +25,7 @@ async def check_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Che
     for index, (name, configured) in enumerate(settings.chain.named.items(), 1):
         try:
             kind = kind_of(name, configured)
-            if kind.needs_secret(configured.base_url) and configured.project_id_file is None:
+            if needs_token(configured) and configured.token_file is None:
                 raise Refused("project_id_missing", "it answers only with a project id, and there is none")
             async with opened(name, configured, settings.network) as provider:
                 _require_server(await provider.tip(), configured, kind.urls[settings.network])
@@ -40,7 +40,7 @@ async def check_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Che
 def _require_server(tip: Read[BlockSeen], configured: ProviderSettings, example: str) -> None:
     """Refuse a base URL at which no provider answers, or another server. A project id shows that it is one."""
     if isinstance(tip, NotFound) or (
-        isinstance(tip, Unknown) and tip.why is Why.UNCLEAR and configured.project_id_file is None
+        isinstance(tip, Unknown) and tip.why is Why.UNCLEAR and configured.token_file is None
     ):
         detail = f"base_url is wrong: {getattr(tip, 'reason', 'there is no newest block')}"
         raise Refused("config_invalid", detail, fix=f"Set base_url to the complete URL, such as {example}.")

@@ -83,7 +83,7 @@ def sandbox_plan(settings: Settings, config: Path, passphrase: SecretFile | None
         settings.api.tls_key_file,
         settings.store.password_file,
         *(target.secret_file for target in settings.notifications),
-        *(provider.project_id_file for provider in settings.chain.providers),
+        *(provider.token_file for provider in settings.chain.providers),
         *(merchant.api_key_file for merchant in settings.merchants.values()),
     ]
     return sandbox.plan(

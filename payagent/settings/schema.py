@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -105,11 +106,18 @@ class ApiSettings(SettingsTable):
 
 
 class ProviderSettings(SettingsTable):
-    """A chain provider. payagent appends only the API's paths to `base_url`. `chain.open` has the kinds."""
+    """A chain provider. payagent appends only the API's paths to its URLs. `chain.open` has the kinds.
+
+    `index_url`: the server that answers for addresses, for a kind with two servers. `project_id_file` is another
+    name of `token_file`.
+    """
 
     kind: str
     base_url: BaseUrl
-    project_id_file: AbsolutePath | None = None
+    index_url: BaseUrl | None = None
+    token_file: Annotated[
+        AbsolutePath | None, Field(validation_alias=AliasChoices("token_file", "project_id_file"))
+    ] = None
 
     @property
     def risk(self) -> str | None:
@@ -119,7 +127,7 @@ class ProviderSettings(SettingsTable):
         """
         if is_safe(self.base_url):
             return None
-        read = "" if self.project_id_file is None else " and read the project id"
+        read = "" if self.token_file is None else " and read its token"
         return f"others on the network can forge its answers{read}. Use https://, or a tunnel to a loopback port"
 
 

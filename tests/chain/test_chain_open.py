@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.chain.open import FIRST_KIND, KINDS, kind_of
+from payagent.chain.open import NAMED_BY_URL, KINDS, kind_of
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.settings.schema import ProviderSettings
@@ -25,10 +25,10 @@ def test_a_base_url_that_its_kind_cannot_have_is_refused(url: str) -> None:
 
 
 def test_the_first_kind_suggests_a_url_for_each_network_and_knows_which_need_a_secret() -> None:
-    kind = KINDS[FIRST_KIND]
+    kind = KINDS[NAMED_BY_URL]
     assert kind.urls.keys() == NETWORKS.keys()
     for network, url in kind.urls.items():
-        assert kind_of("p", ProviderSettings(kind=FIRST_KIND, base_url=url)) is kind
+        assert kind_of("p", ProviderSettings(kind=NAMED_BY_URL, base_url=url)) is kind
         assert kind.parse_url(f"{url}/") == url
         assert kind.needs_secret(url) is (network != "devnet")
     assert not kind.needs_secret("https://blockfrost.io.example/api/v0")

@@ -215,7 +215,7 @@ def test_the_config_is_private_whatever_the_umask(tmp_path: Path) -> None:
 def test_a_chain_url_that_the_provider_cannot_have_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     result = invoke(*arguments(tmp_path, "--chain-url", "https://cardano-preprod.blockfrost.io"))
     assert (result.code, result.error["code"]) == (2, "config_invalid")
-    assert "base_url: write https://cardano-NETWORK.blockfrost.io/api/v0" in result.error["detail"]
+    assert "--provider: write https://cardano-NETWORK.blockfrost.io/api/v0" in result.error["detail"]
     assert [path.name for path in tmp_path.iterdir()] == ["passphrase"]
 
 
@@ -295,13 +295,23 @@ def test_files_of_another_ledger_are_neither_used_nor_removed(tmp_path: Path) ->
 def test_without_a_terminal_init_names_the_missing_options(tmp_path: Path) -> None:
     result = invoke("init", "--config", tmp_path / "config.toml")
     assert result.code == 2
-    for option in ("--network", "--chain-url", "--passphrase-file"):
+    for option in ("--network", "--provider", "--passphrase-file"):
         assert option in result.error["detail"]
 
 
 def test_init_writes_the_path_of_the_project_id_file_and_does_not_read_it(one: tuple[Path, Result]) -> None:
     folder, _ = one
-    assert f'project_id_file = "{folder}/blockfrost"' in (folder / "config.toml").read_text()
+    assert f'token_file = "{folder}/blockfrost"' in (folder / "config.toml").read_text()
+
+
+def test_providers_are_named_by_kind_or_url_each_once(tmp_path: Path) -> None:
+    made(tmp_path, "--provider", "http://127.0.0.1:2")
+    chain = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).chain
+    assert [(one.kind, one.base_url) for one in chain.providers] == [
+        ("blockfrost", CHAIN),
+        ("blockfrost", "http://127.0.0.1:2"),
+    ]
+    assert [one.token_file is None for one in chain.providers] == [False, True]
 
 
 def listing(folder: Path) -> set[str]:

@@ -166,8 +166,8 @@ def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: 
         answer(
             session,
             ("Network", "devnet"),
-            ("Base URL", "127.0.0.1:1"),
-            ("http:// or https://", "http://127.0.0.1:1/api/v0"),
+            ("Chain provider", "127.0.0.1:1"),
+            ("or a base URL", "http://127.0.0.1:1/api/v0"),
             ("Merchant", "http://elsewhere.example"),
             ("accepted only for this machine", "http://127.0.0.1:2/chat?from=docs"),
             ("short name", "shop"),
@@ -258,7 +258,8 @@ def test_init_for_a_public_test_network_asks_for_the_project_id_without_showing_
     with at_terminal("init", "--network", "preprod", *files) as session:
         answer(
             session,
-            ("Base URL", ""),
+            ("Chain provider", "blockfrost"),
+            ("Second provider", ""),
             ("Project id", secret),
             ("Merchant", "https://shop.example"),
             ("short name", ""),
@@ -273,8 +274,8 @@ def test_init_for_a_public_test_network_asks_for_the_project_id_without_showing_
     settings = load_settings(config, {"HOME": str(tmp_path)})
     (provider,) = settings.chain.providers
     assert provider.base_url == "https://cardano-preprod.blockfrost.io/api/v0"
-    assert provider.project_id_file == tmp_path / "etc/blockfrost-project-id"
-    assert read_secret_file(provider.project_id_file) == secret
+    assert provider.token_file == tmp_path / "etc/blockfrost-project-id"
+    assert read_secret_file(provider.token_file) == secret
     assert settings.merchants["shop-example"].origin == "https://shop.example"
 
 
