@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.chain.open import NAMED_BY_URL, KINDS, kind_of
+from payagent.chain.open import KINDS, NAMED_BY_URL, kind_of
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.settings.schema import ProviderSettings

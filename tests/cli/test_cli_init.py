@@ -304,8 +304,8 @@ def test_init_writes_the_path_of_the_project_id_file_and_does_not_read_it(one: t
     assert f'token_file = "{folder}/blockfrost"' in (folder / "config.toml").read_text()
 
 
-def test_providers_are_named_by_kind_or_url_each_once(tmp_path: Path) -> None:
-    made(tmp_path, "--provider", "http://127.0.0.1:2")
+def test_a_wallet_may_have_several_providers(tmp_path: Path) -> None:
+    made(tmp_path, "--provider", "http://127.0.0.1:2", "--project-id-file", tmp_path / "id")
     chain = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).chain
     assert [(one.kind, one.base_url) for one in chain.providers] == [
         ("blockfrost", CHAIN),
