@@ -77,6 +77,8 @@ LISTED = (
     "a prepaid call is used",
     "a proof is served that was refused early",
     "a provider is asked that is on an orphaned branch",
+    "an index of our address cannot deny a transaction",
+    "one machine of many is behind and denies",
     *(f"a provider lies: {lie}" for lie in (*LIES, MISPLACES)),
     "an alert: payment_reopened",
     "a provider names another id",

@@ -55,7 +55,7 @@ class Habits:
     """A provider's behaviour in a run: the lie it tells, if any, and until when it is down.
 
     `stays_s`: how long it stays on a branch that a fork undid, honest and behind. `drips_from_s`: from then on
-    every answer except the tip comes at the last moment before the adapter's timeout.
+    every answer except the tip comes at the last moment before the adapter's timeout. `kind`: one of `KINDS`.
     """
 
     name: str
@@ -63,7 +63,13 @@ class Habits:
     dead_until_s: float = 0.0
     stays_s: float = 0.0
     drips_from_s: float = inf
+    kind: str = "plain"
 
+
+KINDS = ("plain", "many machines", "own index")
+"""What a provider can deny. One of many machines says how far the machine is that answers. An index of our address
+alone cannot deny a transaction, unless it makes an output of ours or spends one that the index knows.
+"""
 
 LIES = ("frozen", "denies", "invents_block", "invents_coins", "takes_and_drops", "parameters", "tip_ahead")
 
@@ -135,7 +141,7 @@ class SimProvider:
         fee = 4400 if self._lies("parameters") else 44
         return await self._read(lambda _: Found(ProtocolParameters(fee, 155_381, 4310, 16_384, 5000, 1)))
 
-    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
+    async def tx(self, tx_id: str, touches: str | None = None) -> Read[TxSeen]:
         def read(top: int) -> Read[TxSeen]:
             if self._lies("denies"):
                 return NotFound()
@@ -143,7 +149,13 @@ class SimProvider:
                 tip = self._net.chain.blocks[max(0, top - 2)]
                 return Found(TxSeen(tx_id, "cd" * 32, tip.height, tip.slot))
             block = self._block_of(tx_id, top) or self._misplaces(tx_id, top)
-            return NotFound() if block is None else Found(TxSeen(tx_id, block.hash, block.height, block.slot))
+            if block is not None:
+                return Found(TxSeen(tx_id, block.hash, block.height, block.slot))
+            maker = touches.partition("#")[0] if touches else ""
+            if self._habits.kind == "own index" and maker != tx_id and not self._block_of(maker, top):
+                self._story.reach("an index of our address cannot deny a transaction")
+                return Unknown("it knows no output that this transaction spends")
+            return self._denial(top)
 
         answer = await self._read(read)
         if not isinstance(answer, Unknown):
@@ -161,7 +173,7 @@ class SimProvider:
             tx_id = on_branch or self._net.chain.spender_of(out)
             block = None if tx_id is None or self._lies("denies") else self._block_of(tx_id, top)
             if tx_id is None or block is None:
-                return NotFound()
+                return self._denial(top)
             return Found(TxSeen(tx_id, block.hash, block.height, block.slot))
 
         answer = await self._read(read)
@@ -176,7 +188,7 @@ class SimProvider:
                 tip = self._net.chain.blocks[max(0, top - 2)]
                 return Found(BlockSeen(tip.height, tip.slot, block_hash, self._net.node.time_s(tip.slot)))
             if block is None or block.height > top or self._lies("denies"):
-                return NotFound()
+                return self._denial(top)
             return Found(BlockSeen(block.height, block.slot, block.hash, self._net.node.time_s(block.slot)))
 
         return await self._read(read)
@@ -251,6 +263,13 @@ class SimProvider:
             self._frozen_height = min(top if self._frozen_height is None else self._frozen_height, top)
             top = self._frozen_height
         return read(top)
+
+    def _denial(self, top: int) -> NotFound:
+        if self._habits.kind != "many machines":
+            return NotFound()
+        if top < self._net.chain.tip.height:
+            self._story.reach("one machine of many is behind and denies")
+        return NotFound(top)
 
     def _is_on_branch(self) -> bool:
         """Whether it is on an undone branch. It stays there for a while, and never returns to one it has left."""

@@ -15,7 +15,7 @@ from typing import Any
 from payagent.devnet.merchant import Terms as ShopTerms
 from sim.fault_rates import OFTEN, SOMETIMES, FaultRates
 from sim.fixtures import ADA
-from sim.providers import MISPLACES, Habits
+from sim.providers import KINDS, MISPLACES, Habits
 
 UPKEPT = 0.15
 """In how many seeds the wallet runs upkeep."""
@@ -231,6 +231,12 @@ def draw_misplaced(seed: int, providers: tuple[Habits, ...]) -> dict[str, Any]:
     drawn = Random(f"{seed} misplaced").random()  # noqa: S311  a seed gives the same run again
     is_lie = len(providers) == 1 and drawn < MISPLACED
     return {"providers": (replace(providers[0], lie=MISPLACES),)} if is_lie else {}
+
+
+def draw_kinds(seed: int, providers: tuple[Habits, ...]) -> dict[str, Any]:
+    """Which kind each provider is of. They have their own random numbers."""
+    rng = Random(f"{seed} kinds")  # noqa: S311  a seed gives the same run again
+    return {"providers": tuple(replace(habits, kind=rng.choice(KINDS)) for habits in providers)}
 
 
 def draw_theme(rng: Random, mix: FaultRates, shops: Shops) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from payagent.devnet.merchant import Terms as ShopTerms
 from sim.fault_rates import FaultRates, draw_mix
 from sim.fixtures import ADA
 from sim.providers import LIES, Habits
-from sim.scenarios import draw_dialects, draw_misplaced, draw_ready, draw_theme, draw_turned_down, draw_upkeep
+from sim.scenarios import (
+    draw_dialects,
+    draw_kinds,
+    draw_misplaced,
+    draw_ready,
+    draw_theme,
+    draw_turned_down,
+    draw_upkeep,
+)
 from sim.tokens import draw_asset
 
 SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use", *("cancel",) * 4, *("void",) * 6)
@@ -87,6 +95,7 @@ def draw_plan(rng: Random, seed: int) -> SeedPlan:
     plan = replace(plan, **draw_asset(seed, plan.shops))
     plan = replace(plan, **draw_misplaced(seed, plan.providers))
     plan = replace(plan, **draw_turned_down(seed))
+    plan = replace(plan, **draw_kinds(seed, plan.providers))
     return replace(plan, **draw_ready(seed, plan.shops, plan.confirm_depth))
 
 

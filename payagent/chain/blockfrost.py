@@ -135,7 +135,7 @@ class Blockfrost:
     async def parameters(self) -> Read[ProtocolParameters]:
         return await self._read("parameters", parse_parameters, "/epochs/latest/parameters")
 
-    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
+    async def tx(self, tx_id: str, touches: str | None = None) -> Read[TxSeen]:
         _check(HASH, tx_id)
         return await self._read("tx", lambda body: parse_tx(body, tx_id), f"/txs/{tx_id}")
 

@@ -210,10 +210,10 @@ class ChainReader(Protocol):
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         """Return what a transaction in a block moved at the address."""
 
-    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
-        """Return the block of a transaction. `spends`: the reference of an input that it has, if one is known.
+    async def tx(self, tx_id: str, touches: str | None = None) -> Read[TxSeen]:
+        """Return the block of a transaction. `touches`: the reference of our output that it spends or makes.
 
-        A provider that keeps only our address can deny a transaction by that input alone.
+        A provider that keeps only our address can deny a transaction by that output alone.
         """
 
     async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:

@@ -107,8 +107,8 @@ class QuorumView:
     def _is_alone(self, kind: str) -> bool:
         return len(self._able(kind)) + len(self._awaited) < 2
 
-    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
-        answers = await self._ask("tx", lambda provider: provider.tx(tx_id, spends))
+    async def tx(self, tx_id: str, touches: str | None = None) -> Read[TxSeen]:
+        answers = await self._ask("tx", lambda provider: provider.tx(tx_id, touches))
         read = weigh_tx(answers)
         if not _is_open(read):
             self._disputes.settle(tx_id)

@@ -99,8 +99,8 @@ class ThrottledProvider:
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         return await self._read("movement", lambda: self._provider.movement(tx_id, address))
 
-    async def tx(self, tx_id: str, spends: str | None = None) -> Read[TxSeen]:
-        return await self._read("tx", lambda: self._provider.tx(tx_id, spends))
+    async def tx(self, tx_id: str, touches: str | None = None) -> Read[TxSeen]:
+        return await self._read("tx", lambda: self._provider.tx(tx_id, touches))
 
     async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
         return await self._read("block", lambda: self._provider.block(block_hash, slot))

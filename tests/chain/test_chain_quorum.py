@@ -82,7 +82,7 @@ class Slow:
 
     parameters = genesis
 
-    async def tx(self, _: str, _spends: str | None) -> Read[TxSeen]:
+    async def tx(self, _: str, _touches: str | None) -> Read[TxSeen]:
         await asyncio.sleep(self._after_s)
         return self._told
 

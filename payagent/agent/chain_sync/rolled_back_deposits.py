@@ -63,7 +63,7 @@ class RolledBackDeposits:
         now_ms = self._context.ports.clock.now_ms()
         if not self._denied.is_due(utxo.ref, view.tip.hash, now_ms):
             return
-        read = await view.tx(utxo.tx_id)
+        read = await view.tx(utxo.tx_id, utxo.ref)
         is_enough = self._denied.is_enough(utxo.ref, isinstance(read, NotFound), view.tip.hash, now_ms)
         if isinstance(read, Found):
             log.warning(
