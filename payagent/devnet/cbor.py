@@ -123,6 +123,16 @@ class Reader:
         """Iterate over a map. The caller reads one key and one value per iteration."""
         yield from self._turns(self.expect(MAP, what))
 
+    def keys(self, what: str, most: int = _WORD64_MAX) -> Iterator[int]:
+        """Iterate over a map with unsigned keys, each at most once. The caller reads the values."""
+        seen: set[int] = set()
+        for _ in self.pairs(what):
+            key = self.uint(f"{what} key", most)
+            if key in seen:
+                raise MalformedError(f"{what}: key {key} twice")
+            seen.add(key)
+            yield key
+
     def set_items(self, what: str) -> Iterator[int]:
         """Iterate over a set, which is an array with or without tag 258 (Conway CDDL)."""
         if self.major() == TAG:
