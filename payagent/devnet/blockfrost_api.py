@@ -163,11 +163,15 @@ class ChainApi:
     def address_transactions(self, request: Request, _behind: int) -> object:
         """GET /addresses/{address}/transactions."""
         tx_ids = _found(self.node.chain.txs_at(_address(request)) or None)
-        return [shapes.address_transaction(self.node, tx_id) for tx_id in _page(request, tx_ids)]
+        return [shapes.address_transaction(self.node, *self.in_block(tx_id)) for tx_id in _page(request, tx_ids)]
 
-    def in_block(self, request: Request) -> tuple[Tx, DevnetBlock]:
+    def named(self, request: Request) -> tuple[Tx, DevnetBlock]:
         """The transaction that the path names, if it is in a block."""
-        tx, block = _found(self.node.chain.tx(request.path_params["hash"]))
+        return self.in_block(request.path_params["hash"])
+
+    def in_block(self, tx_id: str) -> tuple[Tx, DevnetBlock]:
+        """A transaction with its block. 404 if it is in none."""
+        tx, block = _found(self.node.chain.tx(tx_id))
         return tx, _found(block)
 
     def block(self, request: Request) -> DevnetBlock:
@@ -215,12 +219,12 @@ _READS: tuple[tuple[str, _Read], ...] = (
     ("/addresses/{address}/utxos", ChainApi.utxos),
     ("/addresses/{address}/utxos/{asset}", ChainApi.utxos),
     ("/addresses/{address}/transactions", ChainApi.address_transactions),
-    ("/txs/{hash}", lambda api, request, _: shapes.transaction(api.node, *api.in_block(request))),
+    ("/txs/{hash}", lambda api, request, _: shapes.transaction(api.node, *api.named(request))),
     (
         "/txs/{hash}/utxos",
-        lambda api, request, _: shapes.transaction_utxos(api.node.chain, api.in_block(request)[0]),
+        lambda api, request, _: shapes.transaction_utxos(api.node.chain, api.named(request)[0]),
     ),
-    ("/txs/{hash}/cbor", lambda api, request, _: {"cbor": api.in_block(request)[0].raw.hex()}),
+    ("/txs/{hash}/cbor", lambda api, request, _: {"cbor": api.named(request)[0].raw.hex()}),
     ("/mempool", lambda api, request, _: _hashes(_page(request, tuple(api.node.chain.mempool)))),
     ("/mempool/{hash}", ChainApi.mempool_transaction),
     ("/mempool/addresses/{address}", ChainApi.mempool_at),

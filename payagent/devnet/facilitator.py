@@ -35,7 +35,6 @@ FAILED = "exact_cardano_settlement_failed"
 
 IN_MEMPOOL = -1
 DEFAULT_CONFIRMATIONS, MOST_CONFIRMATIONS = 1, 20
-_POLICIES = (None, "server", "client", "either")
 _MODES = {None: ("server",), "server": ("server",), "client": ("client",), "either": ("server", "client")}
 _CIP34 = {
     "cip34:1-764824073": "cardano:mainnet",
@@ -101,7 +100,7 @@ def _read_policy(requirements: Json, payment: Json) -> tuple[int, bool]:
     policy = extra.get("confirmationPolicy", {"l1Confirmations": DEFAULT_CONFIRMATIONS})
     depth = policy.get("l1Confirmations") if isinstance(policy, dict) and len(policy) == 1 else None
     submission = extra.get("submissionPolicy")
-    if type(depth) is not int or not IN_MEMPOOL <= depth <= MOST_CONFIRMATIONS or submission not in _POLICIES:
+    if type(depth) is not int or not IN_MEMPOOL <= depth <= MOST_CONFIRMATIONS or submission not in list(_MODES):
         raise Unpayable(f"{REQUIREMENTS}_policy")
     mode = _object(payment.get("payload")).get("submissionMode", "server")
     if mode not in _MODES[submission]:
