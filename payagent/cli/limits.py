@@ -43,12 +43,10 @@ _HELP = {
 def limit_options(command: F) -> F:
     """--per-payment, --per-hour and so on, passed on by the names of the windows."""
     for window in reversed(Window):
-        command = click.option(_option(window), window.value, metavar="AMOUNT", help=_HELP[window])(command)
+        command = click.option(
+            f"--{window.replace('_', '-')}", window.value, metavar="AMOUNT", help=_HELP[window]
+        )(command)
     return command
-
-
-def _option(window: str) -> str:
-    return "--" + window.replace("_", "-")
 
 
 _FIELDS = (

@@ -76,7 +76,7 @@ def _decode_tx(raw: bytes) -> Tx:
         witnesses_size = reader.pos - witnesses_start
         is_valid = reader.boolean("isValid")
         aux_start = reader.pos
-        has_aux = not reader.null()
+        has_aux = not reader.skip(cbor.NULL)
         metadata_fits = not has_aux or _read_aux(reader)
         aux = raw[aux_start : reader.pos] if has_aux else None
     reader.end("transaction")
@@ -234,7 +234,7 @@ def _read_plutus_data(reader: Reader, depth: int) -> None:
     if major in (cbor.UINT, cbor.NINT):
         reader.head()
     elif major == cbor.BYTES:
-        reader.chunked_bytes("datum bytes", _PLUTUS_CHUNK_MOST_BYTES)
+        reader.chunks(cbor.BYTES, "datum bytes", _PLUTUS_CHUNK_MOST_BYTES)
     elif major == cbor.ARRAY:
         for _ in reader.items("datum list"):
             _read_plutus_data(reader, depth + 1)
@@ -251,7 +251,7 @@ def _read_plutus_data(reader: Reader, depth: int) -> None:
 def _read_tagged_plutus_data(reader: Reader, depth: int) -> None:
     _, tag = reader.head()
     if tag in (2, 3):
-        reader.chunked_bytes("datum integer", _PLUTUS_CHUNK_MOST_BYTES)
+        reader.chunks(cbor.BYTES, "datum integer", _PLUTUS_CHUNK_MOST_BYTES)
     elif tag == 102:
         with reader.array(2, "datum constructor"):
             reader.uint("datum constructor")
@@ -294,7 +294,11 @@ def _read_aux(reader: Reader) -> bool:
     if major == cbor.MAP:
         return _read_metadata(reader)
     if major == cbor.ARRAY:
-        return _read_aux_array(reader)
+        with reader.array(2, "auxiliary data"):
+            fits = _read_metadata(reader)
+            for _ in reader.items("auxiliary scripts"):
+                raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
+        return fits
     reader.tag(259, "auxiliary data")
     fits = True
     for key in reader.keys("auxiliary data"):
@@ -303,14 +307,6 @@ def _read_aux(reader: Reader) -> bool:
         if key != 0:
             raise MalformedError(f"auxiliary data: unknown field {key}")
         fits = _read_metadata(reader)
-    return fits
-
-
-def _read_aux_array(reader: Reader) -> bool:
-    with reader.array(2, "auxiliary data"):
-        fits = _read_metadata(reader)
-        for _ in reader.items("auxiliary scripts"):
-            raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
     return fits
 
 
@@ -330,7 +326,7 @@ def _read_metadatum(reader: Reader, depth: int) -> bool:
         reader.head()
         return True
     if major == cbor.BYTES:
-        return len(reader.chunked_bytes("metadata bytes")) <= _METADATA_STRING_MOST_BYTES
+        return len(reader.chunks(cbor.BYTES, "metadata bytes")) <= _METADATA_STRING_MOST_BYTES
     if major == cbor.TEXT:
         return reader.text_size("metadata text") <= _METADATA_STRING_MOST_BYTES
     fits = True
