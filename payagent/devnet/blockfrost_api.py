@@ -120,7 +120,9 @@ class ChainApi:
         """POST /tx/submit: takes a signed transaction as raw CBOR; 200 with its hash, or the node's refusal."""
         try:
             self._authorise(request)
-            raw = await self._cbor_body(request)
+            if request.headers.get("content-type") != "application/cbor":
+                raise _Failed(415, "Unsupported Media Type", "Content-Type must be application/cbor.")
+            raw = await _bounded_body(request)
         except _Failed as failed:
             return failed.answer
         fault = self.node.switches.take("POST", request.url.path.removeprefix(API_ROOT))
@@ -133,11 +135,6 @@ class ChainApi:
             return JSONResponse(self.node.submit(raw, accept, blocks))
         except LedgerError as refused:
             return _bad(shapes.refusal_message(refused)).answer
-
-    async def _cbor_body(self, request: Request) -> bytes:
-        if request.headers.get("content-type") != "application/cbor":
-            raise _Failed(415, "Unsupported Media Type", "Content-Type must be application/cbor.")
-        return await _bounded_body(request)
 
     def _authorise(self, request: Request) -> None:
         if self.project_id is None:
@@ -345,7 +342,7 @@ class Switchboard:
             "block_time": self.block_time_s,
             "tip": {"hash": chain.tip.hash, "height": chain.tip.height, "slot": chain.tip.slot},
             "mempool": list(chain.mempool),
-            "held": self.node.held,
+            "held": len(self.node.held),
             "faults": self.node.switches.as_json(),
         }
 

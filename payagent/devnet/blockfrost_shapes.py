@@ -290,7 +290,7 @@ def transaction_utxos(chain: Chain, tx: Tx) -> Json:
         | {
             "output_index": index,
             "collateral": False,
-            "consumed_by_tx": chain.spender_of((tx.tx_id, index)),
+            "consumed_by_tx": chain.spender.get((tx.tx_id, index)),
         }
         for index, out in enumerate(tx.outputs)
     ]

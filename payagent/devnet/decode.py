@@ -161,7 +161,8 @@ def _read_output(reader: Reader) -> TxOut:
     for key in reader.keys("output") if is_map else reader.items("output"):
         match key, is_map:
             case 0, _:
-                address = _read_output_address(reader)
+                address = reader.bytes_("output address")
+                read_address(address)
             case 1, _:
                 value = _read_value(reader)
             case 2, True:
@@ -175,12 +176,6 @@ def _read_output(reader: Reader) -> TxOut:
     if address is None or value is None:
         raise MalformedError("output: address or value is missing")
     return TxOut(address, *value, datum_hash, inline_datum)
-
-
-def _read_output_address(reader: Reader) -> bytes:
-    address = reader.bytes_("output address")
-    read_address(address)
-    return address
 
 
 def _read_value(reader: Reader) -> tuple[int, dict[str, int]]:

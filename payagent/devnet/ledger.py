@@ -44,7 +44,7 @@ class Chain:
     """The devnet's state. Block 0 is an empty genesis and cannot be undone.
 
     `slot` is the clock, `blocks` the canonical chain by height, `mempool` the waiting transactions in order,
-    `utxos` the unspent outputs as of the tip.
+    `utxos` the unspent outputs as of the tip, `spender` the id of the confirmed transaction that spends an output.
     """
 
     def __init__(self, params: Params, network_id: int, start_slot: int = 0) -> None:
@@ -54,7 +54,7 @@ class Chain:
         self.utxos: dict[OutRef, TxOut] = {}
         self._refs_at: dict[bytes, set[OutRef]] = {}
         self._tx_ids_at: dict[bytes, list[str]] = {}
-        self._spender: dict[OutRef, str] = {}
+        self.spender: dict[OutRef, str] = {}
         self._place: dict[str, tuple[int, int]] = {}
         self._by_hash: dict[str, DevnetBlock] = {}
         self._view: dict[OutRef, TxOut] = {}
@@ -92,10 +92,6 @@ class Chain:
     def txs_at(self, address: bytes) -> tuple[str, ...]:
         """The ids of confirmed transactions that pay to or spend from an address, oldest first."""
         return tuple(self._tx_ids_at.get(address, ()))
-
-    def spender_of(self, ref: OutRef) -> str | None:
-        """The id of the confirmed transaction that spends this output; None if none does."""
-        return self._spender.get(ref)
 
     # --- the mempool ---
 
@@ -214,7 +210,7 @@ class Chain:
             self._tx_ids_at.setdefault(address, []).append(tx.tx_id)
         for ref in tx.inputs:
             self._refs_at[self.utxos[ref].address].remove(ref)
-            self._spender[ref] = tx.tx_id
+            self.spender[ref] = tx.tx_id
         for index, out in enumerate(tx.outputs):
             self._refs_at.setdefault(out.address, set()).add((tx.tx_id, index))
         apply_tx(tx, self.utxos)
@@ -229,7 +225,7 @@ class Chain:
             for ref in tx.inputs:
                 self.utxos[ref] = self._made(ref)
                 self._refs_at[self.utxos[ref].address].add(ref)
-                del self._spender[ref]
+                del self.spender[ref]
             del self._place[tx.tx_id]
         del self._by_hash[self.blocks.pop().hash]
 

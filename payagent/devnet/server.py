@@ -109,8 +109,6 @@ class _Server(uvicorn.Server):
 class Devnet:
     """A running devnet. Use it only from its own event loop."""
 
-    network = DEVNET.name
-
     def __init__(self, node: Node, merchants: Mapping[str, DevnetMerchant], chain_origin: str) -> None:
         """`merchants` has the merchants by URL; the first is the default one."""
         self.node = node
@@ -126,7 +124,7 @@ class Devnet:
             "chain": self.chain_url,
             "merchant": self.merchant_url,
             "merchants": list(self.merchants),
-            "network": self.network,
+            "network": DEVNET.name,
             "control": f"{self.origin}/devnet",
             "pay_to": role_address("pay_to").text,
             **({"mcp": self.merchant_url + MCP_PATH} if HAS_MCP else {}),

@@ -30,7 +30,6 @@ from payagent.signer.process import MESSAGE_BYTES_MAX, SIGNED
 ANSWER_S = 10
 """Timeout in seconds. A signature takes less than a millisecond, so a signer without an answer by then is lost."""
 _END_S = 2
-_ENDED = "its process has ended"
 
 _PROGRAM = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
@@ -65,7 +64,7 @@ class SignerProcess:
         """
         self._require_alive()
         waiting: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting.append((_request(body, paid, account), waiting))
+        self._waiting.append((bytes((account,)) + paid.to_bytes(2, "big") + body, waiting))
         if len(self._waiting) == 1:
             self._send_next()
         answer = await waiting
@@ -114,7 +113,7 @@ class SignerProcess:
             message = b""
         if not message:
             self.unwatch()
-            self._lose(_ENDED)
+            self._lose("its process has ended")
         elif self._waiting:
             self._cancel_timer()
             _, answer = self._waiting.popleft()
@@ -157,10 +156,6 @@ class AccountSigner:
 
 def _no_answer(error: OSError) -> str:
     return f"it does not answer ({type(error).__name__})"
-
-
-def _request(body: bytes, paid: int, account: int) -> bytes:
-    return bytes((account,)) + paid.to_bytes(2, "big") + body
 
 
 def _refusal(fields: Mapping[str, Any]) -> Refused:

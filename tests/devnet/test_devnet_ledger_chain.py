@@ -106,14 +106,14 @@ def test_a_payment_moves_from_mempool_to_block(chain: Chain) -> None:
     draft = pay(chain, [ref], 10 * ADA)
     assert chain.submit(draft.tx()) == draft.tx_id
     assert list(chain.mempool) == [draft.tx_id]
-    assert (chain.utxos_at(B), chain.spender_of(ref)) == ([], None)
+    assert (chain.utxos_at(B), chain.spender.get(ref)) == ([], None)
     chain.tick(START + 20)
     block = chain.make_block()
     assert (block.slot, block.height, block.prev_hash) == (START + 20, 2, chain.blocks[1].hash)
     assert not chain.mempool
     assert lovelace_at(chain, B) == [10 * ADA]
     assert lovelace_at(chain, A) == [90 * ADA - draft.fee]
-    assert chain.spender_of(ref) == draft.tx_id
+    assert chain.spender.get(ref) == draft.tx_id
     assert chain.txs_at(A) == (ref[0], draft.tx_id)
     assert chain.txs_at(B) == (draft.tx_id,)
     assert chain.block(block.hash) is chain.block(2) is block
@@ -235,7 +235,7 @@ def test_a_rollback_removes_a_payment_until_it_is_submitted_again(chain: Chain) 
     assert chain.tx(draft.tx_id) is None
     assert not chain.mempool
     assert [ref for ref, _ in chain.utxos_at(A)] == [old, mid, new]
-    assert (chain.utxos_at(B), chain.txs_at(B), chain.spender_of(mid)) == ([], (), None)
+    assert (chain.utxos_at(B), chain.txs_at(B), chain.spender.get(mid)) == ([], (), None)
     assert chain.block(lost.hash) is None
     chain.submit(draft.tx())
     again = chain.make_block()
@@ -372,7 +372,7 @@ def test_after_any_history_the_indexes_equal_a_replay_of_the_blocks(seed: int) -
         seen |= {*unspent, *spender}
         assert [*chain.utxos_at(A)] == [(ref, out) for ref, out in unspent.items() if out.address == A]
         assert [*chain.utxos_at(B)] == [(ref, out) for ref, out in unspent.items() if out.address == B]
-        assert {ref: chain.spender_of(ref) for ref in seen} == {ref: spender.get(ref) for ref in seen}
+        assert {ref: chain.spender.get(ref) for ref in seen} == {ref: spender.get(ref) for ref in seen}
         assert {ref: chain.utxos.get(ref) for ref in seen} == {ref: unspent.get(ref) for ref in seen}
         for address in (A, B):
             assert list(chain.txs_at(address)) == history.get(address, [])

@@ -168,7 +168,7 @@ class Forgetful(Net):
             for tx in block.txs:
                 self.on_buried(tx)
                 for ref in tx.inputs:
-                    chain._spender.pop(ref, None)  # for good: no fork gives it back
+                    chain.spender.pop(ref, None)  # for good: no fork gives it back
         old = [*blocks.kept.items(), *buried]  # type: ignore[attr-defined]
         blocks.kept = {  # type: ignore[attr-defined]
             height: block for height, block in old if any(self._has_utxos(tx) for tx in block.txs)
@@ -188,7 +188,7 @@ class Forgetful(Net):
         """Whether an output of it is a UTxO of the wallet, or becomes one again after a fork."""
         chain = self.chain
         return any(
-            out.address == self._own and ((tx.tx_id, index) in chain.utxos or (tx.tx_id, index) in chain._spender)
+            out.address == self._own and ((tx.tx_id, index) in chain.utxos or (tx.tx_id, index) in chain.spender)
             for index, out in enumerate(tx.outputs)
         )
 
