@@ -28,10 +28,9 @@ WORDS, NETWORK = "abandon " * 23 + "art", NETWORKS["preprod"]
 PASSPHRASE = "a passphrase"
 ADA = 1_000_000
 CAPS, DAY_CAPS = {LOVELACE: 20 * ADA}, {LOVELACE: 40 * ADA}
-HERE, POLICY, BY_PROCESS, FROM_LOOP = (
+HERE, POLICY, BY_PROCESS = (
     "in this process",
     "the signer's policy alone",
-    "by the signer's process",
     "by the signer's process, from an event loop, as the daemon asks",
 )
 
@@ -39,19 +38,18 @@ HERE, POLICY, BY_PROCESS, FROM_LOOP = (
 def measure(options: Options) -> Part:
     here = derive(seed_from_words(WORDS), NETWORK)
     plan = _plan(here)
-    taken_us: dict[str, list[float]] = {name: [] for name in (HERE, POLICY, BY_PROCESS, FROM_LOOP)}
+    taken_us: dict[str, list[float]] = {name: [] for name in (HERE, POLICY, BY_PROCESS)}
     policy = Policy(here.address.raw, CAPS, DAY_CAPS, clocks_of(None, time.monotonic, time.time))
     with tempfile.TemporaryDirectory() as name:
         source = _keystore(Path(name))
         start_s = time.perf_counter()
-        with unlocked(Path(name) / "keystore.json", source, NETWORK, 0, CAPS, DAY_CAPS) as (_, signer, _missing):
+        with unlocked(Path(name) / "keystore.json", source, NETWORK, 0, CAPS, DAY_CAPS) as (signer, _missing):
             start_ms = (time.perf_counter() - start_s) * 1000
             # in turns, so that a busy moment of the machine is in all of them
             for _ in range(options.pick(4, 20)):
                 taken_us[HERE] += _times_us(lambda: here.signer.sign(plan.body, plan.paid))
                 taken_us[POLICY] += _times_us(lambda: policy.admit(plan.body, plan.paid))
-                taken_us[BY_PROCESS] += _times_us(lambda: signer.sign(plan.body, plan.paid))
-                taken_us[FROM_LOOP] += asyncio.run(_times_from_a_loop_us(signer, plan))
+                taken_us[BY_PROCESS] += asyncio.run(_times_from_a_loop_us(signer, plan))
     return part({name: Spread.of(us) for name, us in taken_us.items()}, start_ms)
 
 
@@ -84,7 +82,7 @@ async def _times_from_a_loop_us(signer: SignerProcess, plan: TxPlan, rounds: int
     taken = []
     for _ in range(rounds):
         start_ns = time.perf_counter_ns()
-        await signer.signature(plan.body, plan.paid)
+        await signer.accounts[0].signature(plan.body, plan.paid)
         taken.append((time.perf_counter_ns() - start_ns) / 1000)
     signer.unwatch()
     return taken

@@ -279,7 +279,7 @@ class Judge:
         chain = self._net.chain
         final = chain.tip.height - self._net.fork_max
         for tx in lineage.values():
-            spenders = [chain.spender_of(ref) for ref in tx.inputs]
+            spenders = [chain.spender.get(ref) for ref in tx.inputs]
             spending = [chain.tx(spender) for spender in spenders if spender and spender != tx.tx_id]
             blocks = [found[1] for found in spending if found is not None]
             if any(block is not None and block.height <= final for block in blocks):

@@ -11,6 +11,7 @@ from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx, decode_tx
 from payagent.devnet.node import Node
 from sim.branch import Branch
 from sim.fault_rates import FaultRates
+from sim.forks import mint_fork_block, return_deposit
 from sim.trace import Trace
 
 DEEP = 16
@@ -90,7 +91,7 @@ class Net:
             return
         is_empty = rng.random() < mix.empty_block or self.is_dry()
         back = self._deposit_back()
-        minted = self.chain.mint_fork_block(back, None) if is_empty or back else self.chain.make_block()
+        minted = mint_fork_block(self.chain, back, None) if is_empty or back else self.chain.make_block()
         self._tell(minted)
         self.on_blocks([minted])
 
@@ -132,7 +133,7 @@ class Net:
                 self.lost_deposits[tx.tx_id] = tx
                 self._story.reach("a fork takes a deposit away")
             else:
-                self.chain.return_deposit(tx)
+                return_deposit(self.chain, tx)
         minted = [self._mint(slot) for slot in self._slots(depth + rng.randint(0, _EXTRA_BLOCKS_MAX))]
         self.on_blocks(minted)
 
@@ -150,7 +151,7 @@ class Net:
             if self._rng.random() < 0.3 and self._fits(tx, slot):
                 chosen.append(tx.raw)
                 break
-        minted = self.chain.mint_fork_block(chosen, slot)
+        minted = mint_fork_block(self.chain, chosen, slot)
         for tx in minted.txs:
             if tx.ttl_slot is not None and tx.ttl_slot <= self.chain.slot:
                 self._story.reach("a transaction lands on a fork after its time limit")
@@ -162,7 +163,7 @@ class Net:
             return False
         if tx.ttl_slot is not None and tx.ttl_slot <= slot:
             return False
-        return all(self.chain.utxo(ref) is not None for ref in tx.inputs)
+        return all(ref in self.chain.utxos for ref in tx.inputs)
 
     def _tell(self, block: DevnetBlock) -> None:
         for tx in block.txs:

@@ -65,6 +65,16 @@ def each_of(table: str, rows: Iterable[object], row: str, what: str) -> Iterator
         yield AuditFinding(table, row.format(*values), what.format(*values))
 
 
+def each_differing(table: str, rows: Iterable[tuple[object, object, object]], what: str) -> Iterator[AuditFinding]:
+    """A finding for each row whose stored value is not the one that follows from the events.
+
+    `rows` has a row's number and both values, which are filled into `what`.
+    """
+    for row, stored, by_events in rows:
+        if stored != by_events:
+            yield AuditFinding(table, str(row), what.format(stored, by_events))
+
+
 T = TypeVar("T")
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)

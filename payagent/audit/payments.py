@@ -37,7 +37,6 @@ _decode_json = json.JSONDecoder().raw_decode
 _EVENTS = frozenset(event.stored for event in Event)
 _STATES = {str(state): state for state in State}
 _DELIVERIES = {f"delivery_{event}": event for event in DeliveryEvent}
-_DELIVERY_EVENTS = {str(event): event for event in DeliveryEvent}
 _MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "updated_at_ms"}
 """Columns that change with a state transition; its event records them."""
 
@@ -136,11 +135,11 @@ def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
         elif row.event == "retry_answered":
             standing |= {"merchant_status": detail.get("status"), "updated_at_ms": row.at_ms}
         state = _STATES.get(row.state or "", after or state)
-    standing["state"], standing["delivery"] = state, delivery
+    standing["state"], standing["delivery"] = str(state), str(delivery)
     if case.standing != standing:
         for name in STANDING:
             if case.standing[name] != standing[name]:
-                message = f"its {name} is {case.standing[name]!r}, its events lead to {_plain(standing[name])!r}"
+                message = f"its {name} is {case.standing[name]!r}, its events lead to {standing[name]!r}"
                 yield AuditFinding("payments", case.id, message)
     if not case.events or case.created_at_ms != case.events[0].at_ms:
         yield AuditFinding("payments", case.id, "it was not created at the time of its first event")
@@ -149,16 +148,12 @@ def _replay(case: Case) -> Generator[AuditFinding, None, list[Step]]:
 
 def _delivery_event(name: str, detail: Mapping[str, object]) -> DeliveryEvent | None:
     if name == "merchant_answered":
-        return _DELIVERY_EVENTS.get(str(detail.get("delivery")))
+        name = f"delivery_{detail.get('delivery')}"
     return _DELIVERIES.get(name)
 
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, str) else value
 
 
 def _read_attempts(

@@ -5,7 +5,7 @@ Never: asks a merchant; lets a stored total change how it judges.
 
 from collections.abc import Iterator, Mapping
 
-from payagent.audit.finding import AuditFinding, Progress
+from payagent.audit.finding import AuditFinding, Progress, each_differing
 from payagent.core import ledger
 from payagent.core.ledger import prepaid_account
 from payagent.core.prepaid_balance import Cost, PrepaidBalance, buy, take_back, use
@@ -36,15 +36,8 @@ def check_prepaid(conn: Connection) -> Iterator[AuditFinding | Progress]:
         balances[row.pool_id, row.unit] = after
         count += 1
     yield from _check_counts(conn, balances, origins)
-    yield from _check_topups(conn)
+    yield from each_differing("topups", books.topup_ends(conn), "it ended as {}; by its event, as {}")
     yield Progress("prepaid_moves", count)
-
-
-def _check_topups(conn: Connection) -> Iterator[AuditFinding]:
-    """Check that each top-up ended as its event says, or is open."""
-    for number, stored, from_events in books.topup_ends(conn):
-        if stored != from_events:
-            yield AuditFinding("topups", str(number), f"it ended as {stored}; by its event, as {from_events}")
 
 
 def _follow(conn: Connection, row: MoveRow, before: PrepaidBalance, origin: str) -> PrepaidBalance | None:

@@ -55,14 +55,6 @@ def read_units(value: object) -> int:
     return int(text)
 
 
-def _row_units(value: object) -> int:
-    """Units that fit a ledger row. A larger amount would yield endless postings when it is compared."""
-    units = read_units(value)
-    if abs(units) > _INTEGER_MAX:
-        raise ValueError("not an amount that one row can hold")
-    return units
-
-
 def _json_object(text: str) -> str:
     try:
         is_object = isinstance(strict_json.loads(text), dict)
@@ -85,10 +77,12 @@ _Time = Annotated[int, Field(ge=0, le=LAST_MS, description="Milliseconds since 1
 _Bytes = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 _Units = Annotated[
     int,
-    BeforeValidator(_row_units),
+    BeforeValidator(read_units),
+    Field(ge=-_INTEGER_MAX, le=_INTEGER_MAX),
     PlainSerializer(str),
     WithJsonSchema({"type": "string", "pattern": r"^-?(0|[1-9][0-9]*)$"}),
 ]
+"""Units that fit a ledger row. A larger amount would yield endless postings when it is compared."""
 
 
 class ReceiptPart(BaseModel):

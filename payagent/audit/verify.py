@@ -7,7 +7,7 @@ show (a deposit and its UTxO, both changed alike).
 from collections.abc import Iterator
 
 from payagent.audit.event_tables import check_event_tables
-from payagent.audit.finding import AuditFinding, Head, Progress, each_of, to_the_end
+from payagent.audit.finding import AuditFinding, Head, Progress, each_differing, each_of, to_the_end
 from payagent.audit.payment_shares import shared_out
 from payagent.audit.prepaid import check_prepaid
 from payagent.audit.seals import PROGRESS_EVERY, check_seals
@@ -200,12 +200,8 @@ def check_limits(conn: Connection) -> Iterator[AuditFinding]:
 
 def _fleet(conn: Connection) -> Iterator[AuditFinding]:
     """Check that homes, and the ends of requests to the holder of an account, follow from the events."""
-    for number, account, by_event in books.homes(conn):
-        if account != by_event:
-            yield AuditFinding("homes", str(number), f"its account is {account}, by the events {by_event}")
-    for number, end, end_by_event in books.request_ends(conn):
-        if end != end_by_event:
-            yield AuditFinding("admission_requests", str(number), f"it ended {end}, by the events {end_by_event}")
+    yield from each_differing("homes", books.homes(conn), "its account is {}, by the events {}")
+    yield from each_differing("admission_requests", books.request_ends(conn), "it ended {}, by the events {}")
 
 
 def _external_spends(conn: Connection) -> Iterator[AuditFinding]:

@@ -33,21 +33,25 @@ def copy_of_ledger(settings: Settings, target: Path) -> None:
     copy_ledger(ledger, target)
 
 
+def copy_wallet(settings: Settings, folder: Path, tell: Tell) -> None:
+    """Copy ledger and keystore into a folder. Refused: as `copy_of_ledger`."""
+    tell("copying the ledger")
+    (folder / KEYSTORE).touch(mode=0o600)
+    (folder / KEYSTORE).write_bytes((settings.data_dir / KEYSTORE).read_bytes())
+    copy_of_ledger(settings, folder / LEDGER)
+
+
 def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _text: None) -> Manifest:
     """Write a complete backup file, or none. A running daemon's later changes are not in it.
 
     Raises `file_invalid` when the ledger fails verification (no restore would accept it), `write_failed`,
     `already_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer` or `store_failed`.
     """
-    keystore = settings.data_dir / KEYSTORE
-    read_header(keystore)
+    read_header(settings.data_dir / KEYSTORE)
     if target.exists() or target.is_symlink():
         raise Refused("already_exists/file", f"{target} exists already")
     with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
-        tell("copying the ledger")
-        (folder / KEYSTORE).touch(mode=0o600)
-        (folder / KEYSTORE).write_bytes(keystore.read_bytes())
-        copy_of_ledger(settings, folder / LEDGER)
+        copy_wallet(settings, folder, tell)
         header, contents, head = checked(folder, tell)
         manifest = Manifest(
             version=VERSION,

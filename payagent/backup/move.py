@@ -9,7 +9,7 @@ from pathlib import Path
 
 from payagent.audit.finding import Head
 from payagent.backup.archive import KEYSTORE, LEDGER
-from payagent.backup.create import copy_of_ledger
+from payagent.backup.create import copy_wallet
 from payagent.backup.staging import put, workshop, writing
 from payagent.backup.verify import Tell, checked
 from payagent.core.problems import Refused
@@ -78,10 +78,7 @@ def make_tables(url: str, daemon_role: str | None = None) -> bool:
 
 def _staged(settings: Settings, folder: Path, tell: Tell) -> Moved:
     """A copy of the ledger in today's form and of the keystore's file in a folder, checked."""
-    tell("copying the ledger")
-    (folder / KEYSTORE).touch(mode=0o600)
-    (folder / KEYSTORE).write_bytes((settings.data_dir / KEYSTORE).read_bytes())
-    copy_of_ledger(settings, folder / LEDGER)
+    copy_wallet(settings, folder, tell)
     bring_up_to_date(folder / LEDGER)
     _, found, head = checked(folder, tell)
     return found, head

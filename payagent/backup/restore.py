@@ -42,7 +42,7 @@ from payagent.settings.config_file import TOKEN_FILE
 from payagent.settings.schema import ProviderSettings, Settings
 from payagent.store.audit.copy import Contents
 from payagent.store.db.opening import DatabaseError, bring_up_to_date, open_read_only
-from payagent.store.db.unit import Connection, Unit
+from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps, attempts_and_utxos, writes
 from payagent.wallet.keystore import Header
@@ -153,11 +153,6 @@ def _has_token(data_dir: Path, folder: Path, now_ms: int) -> bool:
     return True
 
 
-def _differences(folder: Path, listed: tuple[ChainUtxo, ...]) -> Differences:
-    with closing(open_read_only(folder / LEDGER)) as conn:
-        return _compare(conn, listed)
-
-
 def _record(
     folder: Path, manifest: Manifest, restored_at_ms: int, app: str | None, ports: Ports, *, is_clock_right: bool
 ) -> None:
@@ -206,19 +201,20 @@ async def _ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> t
     return "; ".join(reasons)
 
 
-def _compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
+def _differences(folder: Path, listed: Iterable[ChainUtxo]) -> Differences:
     """Compare the ledger's UTxOs with a provider's list.
 
     UTxOs reserved for a payment are left to the daemon, which resolves the payment.
     """
     utxos = {utxo.ref: utxo for utxo in listed}
-    ready = [
-        row
-        for row in attempts_and_utxos.utxos(conn)
-        if row.state in ("available", "locked") and row.reserved_for is None
-    ]
+    with closing(open_read_only(folder / LEDGER)) as conn:
+        ready = [
+            row
+            for row in attempts_and_utxos.utxos(conn)
+            if row.state in ("available", "locked") and row.reserved_for is None
+        ]
+        unknown = [utxo for ref, utxo in utxos.items() if attempts_and_utxos.utxo(conn, ref) is None]
     gone = [row for row in ready if row.ref not in utxos]
-    unknown = [utxo for ref, utxo in utxos.items() if attempts_and_utxos.utxo(conn, ref) is None]
     return Differences(_sum(gone), _sum(unknown))
 
 

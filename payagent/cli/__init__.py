@@ -49,7 +49,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     Only `BrokenPipeError` is passed on: nobody reads the output any more.
     """
     try:
-        return _exit_code(_invoke(arguments, terminal))
+        return _invoke(arguments, terminal)
     except Refused as refused:
         return terminal.complain(describe(refused))
     except ProblemError as error:
@@ -68,17 +68,21 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
         return terminal.complain(_bug(error))
 
 
-def _invoke(arguments: Sequence[str], terminal: Terminal) -> object:
-    """Do what click's own `main` does. That one would exit with 1 when stdout is closed early."""
+def _invoke(arguments: Sequence[str], terminal: Terminal) -> int:
+    """Do what click's own `main` does. That one would exit with 1 when stdout is closed early.
+
+    A command that returns no exit code ends with 0.
+    """
     from payagent.cli.main import payagent
 
     if os.environ.get(COMPLETE):
         payagent.main(prog_name="payagent")  # answers the shell and exits
     try:
         with payagent.make_context("payagent", list(arguments), obj=terminal) as context:
-            return payagent.invoke(context)
+            result = payagent.invoke(context)
     except click.exceptions.Exit as ended:
         return ended.exit_code
+    return result if isinstance(result, int) else 0
 
 
 def _silence() -> None:
@@ -86,10 +90,6 @@ def _silence() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(nowhere, number)
-
-
-def _exit_code(result: object) -> int:
-    return result if isinstance(result, int) else 0
 
 
 def _complain_of_usage(terminal: Terminal, error: click.ClickException) -> None:

@@ -60,7 +60,6 @@ class OperatorClient:
         self._paths = paths
         self._token_file = (token_file or paths.data_dir / TOKEN_FILE).resolve()
         self._config = config
-        self._token: str | None = None
 
     def __repr__(self) -> str:
         return "OperatorClient()"
@@ -85,7 +84,7 @@ class OperatorClient:
         return self._pieces(path, _FILE_S)
 
     def _pieces(self, target: str, timeout_s: float) -> Iterator[bytes]:
-        with self._answer("GET", target, self._auth(), timeout_s=timeout_s) as answer:
+        with self._answer("GET", target, self._auth, timeout_s=timeout_s) as answer:
             if answer.status >= 400:
                 raise ProblemError(_object(answer))
             while piece := answer.read(_PIECE_BYTES):
@@ -138,7 +137,7 @@ class OperatorClient:
 
     def _take_new_token(self) -> None:
         put_in_place(self._new_token_file, self._token_file)
-        self._token = None
+        del self._auth
 
     def readiness(self) -> dict[str, Any]:
         """The answer of /readyz, ready or not. Needs no token."""
@@ -160,7 +159,7 @@ class OperatorClient:
     def _request(
         self, method: str, target: str, headers: Mapping[str, str] | None = None, content: bytes | None = None
     ) -> dict[str, Any]:
-        with self._answer(method, target, self._auth() | dict(headers or {}), content) as answer:
+        with self._answer(method, target, self._auth | dict(headers or {}), content) as answer:
             body = _object(answer)
         if answer.status >= 400:
             if body.get("code") == "unauthorized" and self._new_token_file.exists():
@@ -171,11 +170,10 @@ class OperatorClient:
             raise ProblemError(body)
         return body
 
+    @cached_property
     def _auth(self) -> dict[str, str]:
-        if self._token is None:
-            self._require_token_file()
-            self._token = read_header_secret(self._token_file)
-        return {"authorization": f"Bearer {self._token}"}
+        self._require_token_file()
+        return {"authorization": f"Bearer {read_header_secret(self._token_file)}"}
 
     def _require_token_file(self) -> None:
         try:

@@ -3,14 +3,12 @@
 Never: decides (the daemon does).
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
 from payagent.cli.options import (
     UNNAMED_ASSET,
     Connect,
+    F,
     amount,
     asset_option,
     example,
@@ -24,8 +22,6 @@ from payagent.cli.options import (
 from payagent.cli.terminal import Field, Terminal
 from payagent.core.operator_log import whose
 from payagent.core.policy import Window
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 OF_CONFIG = "config"
 """Instead of an amount: revert to the config file."""
@@ -43,12 +39,10 @@ _HELP = {
 def limit_options(command: F) -> F:
     """--per-payment, --per-hour and so on, passed on by the names of the windows."""
     for window in reversed(Window):
-        command = click.option(_option(window), window.value, metavar="AMOUNT", help=_HELP[window])(command)
+        command = click.option(
+            f"--{window.replace('_', '-')}", window.value, metavar="AMOUNT", help=_HELP[window]
+        )(command)
     return command
-
-
-def _option(window: str) -> str:
-    return "--" + window.replace("_", "-")
 
 
 _FIELDS = (

@@ -3,18 +3,14 @@
 Never: decides (the daemon does).
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from payagent.cli.options import ASSET, Connect, amount, example, group_of, path_of, talks_to_daemon
+from payagent.cli.options import ASSET, Connect, F, amount, example, group_of, path_of, talks_to_daemon
 from payagent.cli.terminal import Field, Terminal
 from payagent.core.money import counted
 from payagent.core.origin import is_t_backend
-
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 _FIELDS = (
     Field("name", is_whole=True),

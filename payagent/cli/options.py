@@ -4,9 +4,8 @@ Never: knows a command.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache, wraps
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -44,12 +43,9 @@ ASSET_HELP = "ADA, a token's name in the config, or policy id and name in hex."
 pass_terminal = click.make_pass_decorator(Terminal)
 
 
-def _force(is_json: bool) -> Callable[[click.Context, click.Parameter, bool], None]:
-    def remember(context: click.Context, _parameter: click.Parameter, is_set: bool) -> None:
-        if is_set:
-            context.ensure_object(Terminal).forced_json = is_json
-
-    return remember
+def _force(is_json: bool, context: click.Context, _parameter: click.Parameter, is_set: bool) -> None:
+    if is_set:
+        context.ensure_object(Terminal).forced_json = is_json
 
 
 def output_options(command: F) -> F:
@@ -59,35 +55,25 @@ def output_options(command: F) -> F:
         ("--json", True, "JSON output even on a terminal."),
     ):
         option = click.option(
-            name, is_flag=True, expose_value=False, is_eager=True, callback=_force(is_json), help=text
+            name, is_flag=True, expose_value=False, is_eager=True, callback=partial(_force, is_json), help=text
         )
         command = option(command)
     return command
 
 
-def config_option(command: F) -> F:
-    """--config, passed on as `config`."""
-    return click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Config file. Default: $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml.",
-    )(command)
-
-
-def asset_option(command: F) -> F:
-    """--asset, passed on as `asset`."""
-    return click.option("--asset", metavar="ASSET", help=f"{ASSET_HELP} Default: that of the amount.")(command)
-
-
-def token_file_option(command: F) -> F:
-    """--token-file, passed on as `token_file`."""
-    return click.option(
-        "--token-file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Token file (mode 0600). Default: operator.token in the data dir.",
-    )(command)
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Config file. Default: $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml.",
+)
+asset_option = click.option("--asset", metavar="ASSET", help=f"{ASSET_HELP} Default: that of the amount.")
+token_file_option = click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Token file (mode 0600). Default: operator.token in the data dir.",
+)
 
 
 def _daemon_options(command: F) -> F:
@@ -196,21 +182,17 @@ def example(*lines: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-@contextmanager
-def typed() -> Iterator[None]:
-    """Turn refusals of amounts and assets into usage errors: the user typed them, no merchant sent them."""
+def read_asset(text: str, tokens: Tokens) -> str:
+    """An asset that the user typed: ADA, a token's name in the config, or policy and name in hex.
+
+    Any other text is a usage error, since no merchant sent it.
+    """
     try:
-        yield
+        return tokens[text][0] if text in tokens else parse_asset(text)
     except Refused as refused:
         if refused.problem.exit_code != EXIT_INVOICE:
             raise
         raise click.UsageError(refused.detail) from None
-
-
-def read_asset(text: str, tokens: Tokens) -> str:
-    """An asset that the user typed: ADA, a token's name in the config, or policy and name in hex."""
-    with typed():
-        return tokens[text][0] if text in tokens else parse_asset(text)
 
 
 def read_amounts(asset: str | None, texts: Mapping[str, str | None], tokens: Tokens) -> tuple[str, dict[str, str]]:

@@ -4,12 +4,13 @@ Never: reads an invoice (the daemon does); repairs a 402, which goes to the daem
 402, or the same --key, is the same payment.
 """
 
-import base64
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -49,6 +50,9 @@ UNSEEN_MAX_S = 30
 
 Bound = tuple[int, str | None]
 """--max as (units, asset); the asset is None for units of the invoice's token."""
+
+RequestText = Callable[[tuple[int, str] | None], str]
+"""Makes the request to the daemon with a --max, or with none."""
 
 FIND_ONLY = 1, LOVELACE
 """A --max that pays nothing, in any asset, and still finds an existing payment."""
@@ -102,7 +106,7 @@ def pay(
     client = connect()
     with _explaining(is_bare):
         bound = None if most is None else parse_bound(most, client.settings.limits.tokens)
-        request = _Request(_origin(terminal, client, merchant, origin), response)
+        request = partial(_request, _origin(terminal, client, merchant, origin), response)
         if dry_run:
             return _dry_run(terminal, client, request, bound)
         payment = _order(client, request, bound, key)
@@ -132,7 +136,7 @@ def _saved(raw: bytes) -> tuple[str, bool]:
         value = None
     if isinstance(value, dict) and "body" in value and value.keys() <= _ENVELOPE:
         return raw.decode(), False
-    return json.dumps({"status": 402, "body_base64": _base64(raw)}), True
+    return json.dumps({"status": 402, "body_base64": b64encode(raw).decode()}), True
 
 
 def _of_http(raw: bytes) -> dict[str, object]:
@@ -147,23 +151,13 @@ def _of_http(raw: bytes) -> dict[str, object]:
         raw = body
     pairs = [line.decode("latin-1").partition(":") for line in lines]
     headers = [[name.strip(), value.strip()] for name, _, value in pairs]
-    return {"status": status, "headers": headers, "body_base64": _base64(body)}
+    return {"status": status, "headers": headers, "body_base64": b64encode(body).decode()}
 
 
-def _base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
-
-
-class _Request:
+def _request(origin: str, response: str, most: tuple[int, str] | None) -> str:
     """The request body as text. The 402 is passed on unchanged, so that the daemon sees its faults."""
-
-    def __init__(self, origin: str, response: str) -> None:
-        self.origin = origin
-        self._response = response
-
-    def text(self, most: tuple[int, str] | None) -> str:
-        bound = "" if most is None else f', "max_total": "{most[0]}", "max_total_asset": "{most[1]}"'
-        return f'{{"origin": {json.dumps(self.origin)}, "response": {self._response}{bound}}}'
+    bound = "" if most is None else f', "max_total": "{most[0]}", "max_total_asset": "{most[1]}"'
+    return f'{{"origin": {json.dumps(origin)}, "response": {response}{bound}}}'
 
 
 def _origin(terminal: Terminal, client: "OperatorClient", merchant: str | None, origin: str | None) -> str:
@@ -196,7 +190,7 @@ def _explaining(is_bare: bool) -> Iterator[None]:
         raise ProblemError(error.problem | {"fix": _BARE_FIX}) from None
 
 
-def _order(client: "OperatorClient", request: _Request, bound: Bound | None, key: str | None) -> dict[str, Any]:
+def _order(client: "OperatorClient", request: RequestText, bound: Bound | None, key: str | None) -> dict[str, Any]:
     """Pay within --max. A quote first tells the invoice's asset, in which --max must be.
 
     An invoice that is already paid cannot be quoted. Its payment is found all the same.
@@ -205,11 +199,11 @@ def _order(client: "OperatorClient", request: _Request, bound: Bound | None, key
     most = None if bound is None else FIND_ONLY
     if bound is not None:
         try:
-            most = same_unit(client.post_text("/v1/quotes", request.text(None)), bound)
+            most = same_unit(client.post_text("/v1/quotes", request(None)), bound)
         except ProblemError as error:
             quote_error = error
     try:
-        return client.post_text("/v1/payments", request.text(most), key)
+        return client.post_text("/v1/payments", request(most), key)
     except ProblemError as error:
         raise error_to_show(quote_error, error) from None
 
@@ -233,10 +227,10 @@ def same_unit(quote: Mapping[str, Any], bound: Bound) -> tuple[int, str]:
     return units, asset
 
 
-def _dry_run(terminal: Terminal, client: "OperatorClient", request: _Request, bound: Bound | None) -> int:
-    quote = client.post_text("/v1/quotes", request.text(None))
+def _dry_run(terminal: Terminal, client: "OperatorClient", request: RequestText, bound: Bound | None) -> int:
+    quote = client.post_text("/v1/quotes", request(None))
     if bound is not None:
-        quote = client.post_text("/v1/quotes", request.text(same_unit(quote, bound)))
+        quote = client.post_text("/v1/quotes", request(same_unit(quote, bound)))
     terminal.give(quote, lambda: show_quote(terminal, quote))
     if quote.get("within_limits"):
         return DRY_RUN_OK

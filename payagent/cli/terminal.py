@@ -92,16 +92,13 @@ class Terminal:
         self.write(self._fitted(text, self.stdout, hang) + "\n")
 
     def write(self, text: str) -> None:
-        """Write data unchanged."""
-        with self._writing():
+        """Write data unchanged. Write errors, such as a full disk, are `write_failed/answer`.
+
+        `BrokenPipeError` is passed on.
+        """
+        try:
             self.stdout.write(text)
             self.stdout.flush()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turn write errors, such as a full disk, into `write_failed/answer`. `BrokenPipeError` is passed on."""
-        try:
-            yield
         except BrokenPipeError:
             raise
         except OSError as error:

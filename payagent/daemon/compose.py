@@ -45,7 +45,7 @@ from payagent.scheduler import DEVNET_INTERVALS, NETWORK_INTERVALS, Scheduler
 from payagent.secret_file import make_secret_file, read_header_secret, read_secret_file
 from payagent.settings.paths import LEDGER_FILE, LINKS_KEY_FILE, host_of
 from payagent.settings.schema import NotificationSettings, Settings, shared_settings_hashes
-from payagent.signer.client import AccountSigner, SignerProcess
+from payagent.signer.client import SignerProcess
 from payagent.store.db.committer import Checkpoint, Ownership
 from payagent.store.db.daemon_file import DAEMON_FILE, DaemonFile
 from payagent.store.db.engine import open_fleet_store
@@ -117,7 +117,7 @@ async def running(startup: Startup, wait: Callable[[Refused | None], Awaitable[N
         config = make_config(settings, own, redactor)
         with opening(settings.store.url or settings.data_dir / LEDGER_FILE):
             await _bind(*store, settings.network, own)
-            signer = startup.signer if seat is None else NoSigner()
+            signer = startup.signer.accounts[0] if seat is None else NoSigner()
             front = Agent(config, startup.ports, *store, providers, signer)
         first = HeldAccount(front, TopupRunner(front, merchants))
         jobs = AccountJobs(startup, front, store, merchants, records)
@@ -162,11 +162,9 @@ class AccountJobs:
 
     def visit(self, number: int) -> HeldAccount:
         """What pays from an account, without its jobs."""
-        front, ports, process = self._front.context, self._startup.ports, self._startup.signer
-        account = process.accounts[number]
-        own = replace(front.from_file, own=account.address, account=number)
-        signer = AccountSigner(process, number, account.signer.public_key, account.signer.payment_key_hash)
-        agent = Agent(own, ports, *self._store, (), signer, front)
+        front, signer = self._front.context, self._startup.signer.accounts[number]
+        own = replace(front.from_file, own=signer.address, account=number)
+        agent = Agent(own, self._startup.ports, *self._store, (), signer, front)
         return HeldAccount(agent, TopupRunner(agent, self._merchants))
 
     async def start(self, held: HeldAccount) -> HeldAccount:

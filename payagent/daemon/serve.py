@@ -117,7 +117,7 @@ def serve(
                 *(settings.data_dir / KEYSTORE_FILE, passphrase, NETWORKS[settings.network]),
                 *(settings.keystore.account, settings.limits.caps, settings.limits.day_caps),
                 *(settings.wallet.accounts, held.pop(KEYSTORE_FILE, None)),
-            ) as (_, signer, missing),
+            ) as (signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             listen_unix(settings.api.socket) as unix,
             nullcontext(lambda _folder: None) if ledger is None else held_open(ledger) as use_for_temporary,

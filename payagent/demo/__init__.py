@@ -9,6 +9,7 @@ Never: says that something happened which was not verified.
 import json
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from payagent.core.cost_headers import PAYMENT_HEADER
 from payagent.core.money import LOVELACE, format_ada
@@ -142,7 +143,7 @@ def _top_up(on: Stage, say: Say) -> None:
     say("   A request is served from the balance, without a payment.")
 
 
-def _topup(on: Stage, order: Json) -> Json:
+def _topup(on: Stage, order: Json) -> Any:
     return on.api("GET", f"/v1/prepaid/topups/{order['id']}")
 
 

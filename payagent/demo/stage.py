@@ -94,13 +94,11 @@ class Daemon:
         """Send SIGTERM, and SIGKILL if the process does not end in time."""
         if self._process is None:
             return
-        process, self._process = self._process, None
-        process.terminate()
+        self._process.terminate()
         try:
-            process.wait(STOP_S)
+            self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self.kill()
 
     def require_alive(self) -> None:
         code = self._running().poll()
@@ -130,29 +128,34 @@ class Stage:
 
     def api(
         self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
-    ) -> Json:
-        """Call the daemon's API. Any error ends the demo."""
+    ) -> Any:
+        """Call the daemon's API."""
         sent = {"authorization": f"Bearer {self.wallet.token}"} | dict(headers or {})
-        answer = self.http.request(method, self.daemon.url + path, json=body, headers=sent)
-        require(answer.is_success, f"{method} {path} was answered with {answer.status_code}: {answer.text[:600]}")
-        return _json(answer)
+        return self._answer(method, self.daemon.url, path, body, sent)
 
-    def control(self, path: str, body: Json | None = None) -> Json:
+    def control(self, path: str, body: Json | None = None) -> Any:
         """Call the devnet's control API."""
-        method = "GET" if body is None else "POST"
-        answer = self.http.request(method, f"{self.devnet.origin}/devnet/{path}", json=body)
-        require(answer.is_success, f"/devnet/{path} was answered with {answer.status_code}: {answer.text[:300]}")
-        return _json(answer)
+        return self._answer("GET" if body is None else "POST", self.devnet.origin, f"/devnet/{path}", body)
 
     def chain(self, path: str) -> Any:
         """Read the chain through the API that payagent uses too."""
-        answer = self.http.get(self.devnet.chain_url + path)
-        require(answer.is_success, f"{path} was answered with {answer.status_code}")
-        return answer.json()
+        return self._answer("GET", self.devnet.chain_url, path)
 
     def set_merchant(self, **settings: object) -> None:
-        answer = self.http.post(f"{self.devnet.merchant_url}/merchant/settings", json=settings)
-        require(answer.is_success, f"the merchant refused its settings: {answer.text[:300]}")
+        self._answer("POST", self.devnet.merchant_url, "/merchant/settings", settings)
+
+    def _answer(
+        self,
+        method: str,
+        base_url: str,
+        path: str,
+        body: Json | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """The JSON of an answer. Any error ends the demo."""
+        answer = self.http.request(method, base_url + path, json=body, headers=headers)
+        require(answer.is_success, f"{method} {path} was answered with {answer.status_code}: {answer.text[:600]}")
+        return answer.json()
 
     def call(self, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
         """A client's request to the merchant's /chat."""
@@ -246,12 +249,6 @@ def stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _json(answer: httpx.Response) -> Json:
-    body = answer.json()
-    require(isinstance(body, dict), f"{answer.url.path} did not answer with an object")
-    return dict(body)
 
 
 def child_environ(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:

@@ -42,14 +42,10 @@ def books(on: Stage, balances: Iterable[Json]) -> dict[str, int]:
     sums = add(units for _, units in rows)
     owned = add(units for account, units in rows if account in ("wallet", "held"))
     require(not any(sums.values()), f"the postings do not sum to zero: {sums}")
-    chain = _owned_on_chain(on)
+    utxos = [utxo for address in on.addresses for utxo in _all_pages(on, f"/addresses/{address}/utxos")]
+    chain = add({part["unit"]: int(part["quantity"])} for utxo in utxos for part in utxo["amount"])
     require(owned == chain, f"the ledger says {owned}, the chain shows {chain}")
     return chain
-
-
-def _owned_on_chain(on: Stage) -> dict[str, int]:
-    utxos = [utxo for address in on.addresses for utxo in _all_pages(on, f"/addresses/{address}/utxos")]
-    return add({part["unit"]: int(part["quantity"])} for utxo in utxos for part in utxo["amount"])
 
 
 def _all_pages(on: Stage, path: str) -> list[Any]:

@@ -74,13 +74,9 @@ def _read_byron(address: bytes) -> AddressInfo:
 
 
 def _read_byron_attributes(reader: Reader) -> tuple[int, int]:
-    network_id, size, seen = MAINNET, 0, set()
-    for _ in reader.pairs("Byron address attributes"):
-        key = reader.uint("Byron attribute", 255)
+    network_id, size = MAINNET, 0
+    for key in reader.keys("Byron attributes", 255):
         value = reader.bytes_("Byron attribute")
-        if key in seen:
-            raise MalformedError(f"Byron address: attribute {key} twice")
-        seen.add(key)
         if key == 2:
             magic = Reader(value)
             magic.uint("Byron network magic", 2**32 - 1)

@@ -120,7 +120,9 @@ class ChainApi:
         """POST /tx/submit: takes a signed transaction as raw CBOR; 200 with its hash, or the node's refusal."""
         try:
             self._authorise(request)
-            raw = await self._cbor_body(request)
+            if request.headers.get("content-type") != "application/cbor":
+                raise _Failed(415, "Unsupported Media Type", "Content-Type must be application/cbor.")
+            raw = await _bounded_body(request)
         except _Failed as failed:
             return failed.answer
         fault = self.node.switches.take("POST", request.url.path.removeprefix(API_ROOT))
@@ -133,11 +135,6 @@ class ChainApi:
             return JSONResponse(self.node.submit(raw, accept, blocks))
         except LedgerError as refused:
             return _bad(shapes.refusal_message(refused)).answer
-
-    async def _cbor_body(self, request: Request) -> bytes:
-        if request.headers.get("content-type") != "application/cbor":
-            raise _Failed(415, "Unsupported Media Type", "Content-Type must be application/cbor.")
-        return await _bounded_body(request)
 
     def _authorise(self, request: Request) -> None:
         if self.project_id is None:
@@ -163,11 +160,15 @@ class ChainApi:
     def address_transactions(self, request: Request, _behind: int) -> object:
         """GET /addresses/{address}/transactions."""
         tx_ids = _found(self.node.chain.txs_at(_address(request)) or None)
-        return [shapes.address_transaction(self.node, tx_id) for tx_id in _page(request, tx_ids)]
+        return [shapes.address_transaction(self.node, *self.in_block(tx_id)) for tx_id in _page(request, tx_ids)]
 
-    def in_block(self, request: Request) -> tuple[Tx, DevnetBlock]:
+    def named(self, request: Request) -> tuple[Tx, DevnetBlock]:
         """The transaction that the path names, if it is in a block."""
-        tx, block = _found(self.node.chain.tx(request.path_params["hash"]))
+        return self.in_block(request.path_params["hash"])
+
+    def in_block(self, tx_id: str) -> tuple[Tx, DevnetBlock]:
+        """A transaction with its block. 404 if it is in none."""
+        tx, block = _found(self.node.chain.tx(tx_id))
         return tx, _found(block)
 
     def block(self, request: Request) -> DevnetBlock:
@@ -215,12 +216,12 @@ _READS: tuple[tuple[str, _Read], ...] = (
     ("/addresses/{address}/utxos", ChainApi.utxos),
     ("/addresses/{address}/utxos/{asset}", ChainApi.utxos),
     ("/addresses/{address}/transactions", ChainApi.address_transactions),
-    ("/txs/{hash}", lambda api, request, _: shapes.transaction(api.node, *api.in_block(request))),
+    ("/txs/{hash}", lambda api, request, _: shapes.transaction(api.node, *api.named(request))),
     (
         "/txs/{hash}/utxos",
-        lambda api, request, _: shapes.transaction_utxos(api.node.chain, api.in_block(request)[0]),
+        lambda api, request, _: shapes.transaction_utxos(api.node.chain, api.named(request)[0]),
     ),
-    ("/txs/{hash}/cbor", lambda api, request, _: {"cbor": api.in_block(request)[0].raw.hex()}),
+    ("/txs/{hash}/cbor", lambda api, request, _: {"cbor": api.named(request)[0].raw.hex()}),
     ("/mempool", lambda api, request, _: _hashes(_page(request, tuple(api.node.chain.mempool)))),
     ("/mempool/{hash}", ChainApi.mempool_transaction),
     ("/mempool/addresses/{address}", ChainApi.mempool_at),
@@ -341,7 +342,7 @@ class Switchboard:
             "block_time": self.block_time_s,
             "tip": {"hash": chain.tip.hash, "height": chain.tip.height, "slot": chain.tip.slot},
             "mempool": list(chain.mempool),
-            "held": self.node.held,
+            "held": len(self.node.held),
             "faults": self.node.switches.as_json(),
         }
 

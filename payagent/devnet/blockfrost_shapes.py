@@ -290,7 +290,7 @@ def transaction_utxos(chain: Chain, tx: Tx) -> Json:
         | {
             "output_index": index,
             "collateral": False,
-            "consumed_by_tx": chain.spender_of((tx.tx_id, index)),
+            "consumed_by_tx": chain.spender.get((tx.tx_id, index)),
         }
         for index, out in enumerate(tx.outputs)
     ]
@@ -327,14 +327,11 @@ def address(raw: bytes, outs: Iterable[TxOut]) -> Json:
     }
 
 
-def address_transaction(node: Node, tx_id: str) -> Json:
+def address_transaction(node: Node, tx: Tx, shown: DevnetBlock) -> Json:
     """One row of GET /addresses/{address}/transactions."""
-    found = node.chain.tx(tx_id)
-    if found is None or (shown := found[1]) is None:
-        raise LookupError(f"{tx_id} is in no block")
     return {
-        "tx_hash": tx_id,
-        "tx_index": shown.txs.index(found[0]),
+        "tx_hash": tx.tx_id,
+        "tx_index": shown.txs.index(tx),
         "block_height": shown.height,
         "block_time": node.time_s(shown.slot),
     }

@@ -5,7 +5,7 @@ Never: knows about payments; a receipt is any JSON that the caller passes.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -17,39 +17,41 @@ _REPLY = "Cardano is a proof-of-stake chain, and this answer was paid for."
 def chat(body: Mapping[str, object], receipt: Json) -> Response:
     """A reply; with `"stream": true` as server-sent events."""
     if body.get("stream") is True:
-        return StreamingResponse(_events(_REPLY, receipt), media_type="text/event-stream")
+        words: list[Json] = [{"token": word + " "} for word in _REPLY.split(" ")]
+        return _stream([*words, receipt])
     return JSONResponse({"reply": _REPLY, "session_id": body.get("session_id"), **receipt})
 
 
-async def _events(reply: str, receipt: Json) -> AsyncIterator[str]:
-    """One event per word, each in its own chunk, then the receipt and the end mark."""
-    for word in reply.split(" "):
-        yield f"data: {json.dumps({'token': word + ' '})}\n\n"
-        await asyncio.sleep(0)
-    yield f"data: {json.dumps(receipt)}\n\n"
-    yield "data: [DONE]\n\n"
+def _stream(payloads: Iterable[Json]) -> Response:
+    """Server-sent events, each in its own chunk, then the end mark."""
+
+    async def events() -> AsyncIterator[str]:
+        for payload in payloads:
+            yield f"data: {json.dumps(payload)}\n\n"
+            await asyncio.sleep(0)
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
 
 
 def chat_completion(body: Mapping[str, object], receipt: Json) -> Response:
     """The same reply in the form of OpenAI's chat completions; with `"stream": true` as server-sent events."""
     model = body.get("model")
     if body.get("stream") is True:
-        return StreamingResponse(_completion_chunks(_REPLY, model), media_type="text/event-stream")
+        return _stream(_completion_chunks(_REPLY, model))
     choice = {"index": 0, "message": {"role": "assistant", "content": _REPLY}, "finish_reason": "stop"}
     asked, replied = len(str(body.get("messages")).split()), len(_REPLY.split())
     usage = {"prompt_tokens": asked, "completion_tokens": replied, "total_tokens": asked + replied}
     return JSONResponse(_completion("chat.completion", model, choice) | {"usage": usage} | receipt)
 
 
-async def _completion_chunks(reply: str, model: object) -> AsyncIterator[str]:
-    """One event per word, the end of the choice, and the end mark."""
+def _completion_chunks(reply: str, model: object) -> Iterator[Json]:
+    """One chunk per word, and the end of the choice."""
     deltas: list[Json] = [{"role": "assistant", "content": ""}]
     deltas += [{"content": word + " "} for word in reply.split(" ")]
     for delta in (*deltas, {}):
         choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
-        yield f"data: {json.dumps(_completion('chat.completion.chunk', model, choice))}\n\n"
-        await asyncio.sleep(0)
-    yield "data: [DONE]\n\n"
+        yield _completion("chat.completion.chunk", model, choice)
 
 
 def _completion(kind: str, model: object, choice: Json) -> Json:

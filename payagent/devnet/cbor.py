@@ -15,7 +15,7 @@ from contextlib import contextmanager
 UINT, NINT, BYTES, TEXT, ARRAY, MAP, TAG = range(7)
 INDEFINITE = -1
 MAX_DEPTH = 128  # the ledger has no such limit; ours guards the interpreter's stack
-_NULL = 0xF6
+NULL = 0xF6
 _BREAK = 0xFF
 _WORD64_MAX = 2**64 - 1
 
@@ -92,9 +92,9 @@ class Reader:
             raise MalformedError(f"{what}: neither true nor false")
         return byte == 0xF5
 
-    def null(self) -> bool:
-        """Whether the next item is null. If so, skip it."""
-        if self.pos < len(self.buf) and self.buf[self.pos] == _NULL:
+    def skip(self, byte: int) -> bool:
+        """Whether the next byte is this one, such as `NULL`. If so, skip it."""
+        if self.pos < len(self.buf) and self.buf[self.pos] == byte:
             self.pos += 1
             return True
         return False
@@ -116,12 +116,22 @@ class Reader:
         if count not in (length, INDEFINITE):
             raise MalformedError(f"{what}: {count} items, {length} were expected")
         yield
-        if count == INDEFINITE and not self._at_break():
+        if count == INDEFINITE and not self.skip(_BREAK):
             raise MalformedError(f"{what}: more than {length} items")
 
     def pairs(self, what: str) -> Iterator[int]:
         """Iterate over a map. The caller reads one key and one value per iteration."""
         yield from self._turns(self.expect(MAP, what))
+
+    def keys(self, what: str, most: int = _WORD64_MAX) -> Iterator[int]:
+        """Iterate over a map with unsigned keys, each at most once. The caller reads the values."""
+        seen: set[int] = set()
+        for _ in self.pairs(what):
+            key = self.uint(f"{what} key", most)
+            if key in seen:
+                raise MalformedError(f"{what}: key {key} twice")
+            seen.add(key)
+            yield key
 
     def set_items(self, what: str) -> Iterator[int]:
         """Iterate over a set, which is an array with or without tag 258 (Conway CDDL)."""
@@ -134,35 +144,26 @@ class Reader:
             yield from range(count)
             return
         turn = 0
-        while not self._at_break():
+        while not self.skip(_BREAK):
             yield turn
             turn += 1
 
-    def _at_break(self) -> bool:
-        if self.pos < len(self.buf) and self.buf[self.pos] == _BREAK:
-            self.pos += 1
-            return True
-        return False
-
     def text_size(self, what: str) -> int:
         """Skip a text string, in one piece or in chunks. Returns its length in UTF-8 bytes."""
-        raw = self._chunks(TEXT, what, None)
+        raw = self.chunks(TEXT, what)
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise MalformedError(f"{what}: not UTF-8") from error
         return len(raw)
 
-    def chunked_bytes(self, what: str, chunk_most_bytes: int | None = None) -> bytes:
-        """Read a byte string in one piece or in chunks, which metadata and Plutus data allow."""
-        return self._chunks(BYTES, what, chunk_most_bytes)
-
-    def _chunks(self, major: int, what: str, chunk_most_bytes: int | None) -> bytes:
+    def chunks(self, major: int, what: str, chunk_most_bytes: int | None = None) -> bytes:
+        """Read a byte or text string in one piece or in chunks, which metadata and Plutus data allow."""
         count = self.expect(major, what)
         if count != INDEFINITE:
             return self._chunk(count, what, chunk_most_bytes)
         parts = []
-        while not self._at_break():
+        while not self.skip(_BREAK):
             parts.append(self._chunk(self.expect(major, what), what, chunk_most_bytes))
         return b"".join(parts)
 

@@ -9,10 +9,10 @@ an output. From protocol version 9 on they allow no duplicate map key or set ele
 Never: checks a transaction against a state.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 from payagent.devnet import cbor
 from payagent.devnet.address import read_address
@@ -64,20 +64,6 @@ def hash_256(data: bytes) -> bytes:
     return blake2b(data, digest_size=32).digest()
 
 
-@dataclass
-class _Body:
-    """The fields of a body, collected while it is read."""
-
-    inputs: list[OutRef] = field(default_factory=list)
-    outputs: list[TxOut] = field(default_factory=list)
-    output_sizes: list[int] = field(default_factory=list)
-    fee: int = 0
-    ttl_slot: int | None = None
-    start_slot: int | None = None
-    aux_hash: bytes | None = None
-    network_id: int | None = None
-
-
 @lru_cache(maxsize=256)  # a client sends the same bytes to nodes and merchants repeatedly
 def _decode_tx(raw: bytes) -> Tx:
     reader = Reader(raw)
@@ -90,140 +76,106 @@ def _decode_tx(raw: bytes) -> Tx:
         witnesses_size = reader.pos - witnesses_start
         is_valid = reader.boolean("isValid")
         aux_start = reader.pos
-        has_aux = not reader.null()
+        has_aux = not reader.skip(cbor.NULL)
         metadata_fits = not has_aux or _read_aux(reader)
         aux = raw[aux_start : reader.pos] if has_aux else None
     reader.end("transaction")
     return Tx(
         tx_id=hash_256(body_bytes).hex(),
         raw=raw,
-        inputs=tuple(body.inputs),
-        outputs=tuple(body.outputs),
-        fee_lovelace=body.fee,
-        ttl_slot=body.ttl_slot,
-        start_slot=body.start_slot,
-        network_id=body.network_id,
+        inputs=body[0],
+        outputs=tuple(out for out, _ in body[1]),
+        fee_lovelace=body[2],
+        ttl_slot=body.get(3),
+        start_slot=body.get(8),
+        network_id=body.get(15),
         body=body_bytes,
         witnesses=witnesses,
         is_valid=is_valid,
-        aux_hash=body.aux_hash,
+        aux_hash=body.get(7),
         aux=aux,
         metadata_fits=metadata_fits,
         size_bytes=1 + len(body_bytes) + witnesses_size + (len(aux) if aux is not None else 1),
-        output_sizes_bytes=tuple(body.output_sizes),
+        output_sizes_bytes=tuple(size for _, size in body[1]),
     )
-
-
-def _keys(reader: Reader, what: str) -> Iterator[int]:
-    """Iterate over a map with unsigned keys, each at most once. The caller reads the values."""
-    seen: set[int] = set()
-    for _ in reader.pairs(what):
-        key = reader.uint(f"{what} key")
-        if key in seen:
-            raise MalformedError(f"{what}: key {key} twice")
-        seen.add(key)
-        yield key
 
 
 # --- body ---------------------------------------------------------------------------------------------------
 
 
-def _read_body(reader: Reader) -> _Body:
-    body = _Body()
-    missing = {0, 1, 2}
-    for key in _keys(reader, "body"):
+def _read_body(reader: Reader) -> dict[int, Any]:
+    """The fields of a body, by their numbers in the CDDL."""
+    body = {}
+    for key in reader.keys("body"):
         if key in _UNSUPPORTED_BODY_FIELDS:
             raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_BODY_FIELDS[key]} in the body")
-        match key:
-            case 0:
-                _read_inputs(reader, body)
-            case 1:
-                _read_outputs(reader, body)
-            case 2:
-                body.fee = reader.uint("fee")
-            case 3:
-                body.ttl_slot = reader.uint("ttl")
-            case 7:
-                body.aux_hash = reader.bytes_("auxiliary data hash", 32)
-            case 8:
-                body.start_slot = reader.uint("validity start")
-            case 15:
-                body.network_id = reader.uint("network id", 1)
-            case _:
-                raise MalformedError(f"body: unknown field {key}")
-        missing.discard(key)
-    if missing:
+        if key not in _BODY_FIELDS:
+            raise MalformedError(f"body: unknown field {key}")
+        body[key] = _BODY_FIELDS[key](reader)
+    if missing := {0, 1, 2} - body.keys():
         raise MalformedError(f"body: missing fields {sorted(missing)}")
     return body
 
 
-def _read_inputs(reader: Reader, body: _Body) -> None:
+def _read_inputs(reader: Reader) -> tuple[OutRef, ...]:
+    inputs: list[OutRef] = []
     for _ in reader.set_items("inputs"):
         with reader.array(2, "input"):
             tx_id = reader.bytes_("input transaction id", 32).hex()
             ref = (tx_id, reader.uint("input index", 0xFFFF))
-        if ref in body.inputs:
+        if ref in inputs:
             raise MalformedError(f"inputs: {tx_id}#{ref[1]} twice in the set")
-        body.inputs.append(ref)
+        inputs.append(ref)
+    return tuple(inputs)
 
 
-def _read_outputs(reader: Reader, body: _Body) -> None:
+def _read_outputs(reader: Reader) -> list[tuple[TxOut, int]]:
+    """Each output, and its length as sent."""
+    outputs = []
     for _ in reader.items("outputs"):
         start = reader.pos
-        body.outputs.append(_read_output(reader))
-        body.output_sizes.append(reader.pos - start)
+        outputs.append((_read_output(reader), reader.pos - start))
+    return outputs
+
+
+_BODY_FIELDS: dict[int, Callable[[Reader], Any]] = {
+    0: _read_inputs,
+    1: _read_outputs,
+    2: lambda reader: reader.uint("fee"),
+    3: lambda reader: reader.uint("ttl"),
+    7: lambda reader: reader.bytes_("auxiliary data hash", 32),
+    8: lambda reader: reader.uint("validity start"),
+    15: lambda reader: reader.uint("network id", 1),
+}
 
 
 # --- outputs ------------------------------------------------------------------------------------------------
 
 
 def _read_output(reader: Reader) -> TxOut:
-    return _read_map_output(reader) if reader.major() == cbor.MAP else _read_array_output(reader)
-
-
-def _read_array_output(reader: Reader) -> TxOut:
-    """The form from before Babbage: [address, value] or [address, value, datum hash]."""
-    address, lovelace, datum_hash, turns = b"", 0, None, 0
-    assets: dict[str, int] = {}
-    for turn in reader.items("output"):
-        if turn == 0:
-            address = _read_output_address(reader)
-        elif turn == 1:
-            lovelace, assets = _read_value(reader)
-        elif turn == 2:
-            datum_hash = reader.bytes_("datum hash", 32).hex()
-        else:
-            raise MalformedError("output: more than 3 items")
-        turns += 1
-    if turns < 2:
-        raise MalformedError(f"output: {turns} items")
-    return TxOut(address, lovelace, assets, datum_hash)
-
-
-def _read_map_output(reader: Reader) -> TxOut:
+    """A map, or the array from before Babbage: [address, value] or [address, value, datum hash]."""
+    is_map = reader.major() == cbor.MAP
     address: bytes | None = None
     value: tuple[int, dict[str, int]] | None = None
     datum_hash, inline_datum = None, None
-    for key in _keys(reader, "output"):
-        if key == 0:
-            address = _read_output_address(reader)
-        elif key == 1:
-            value = _read_value(reader)
-        elif key == 2:
-            datum_hash, inline_datum = _read_datum_option(reader)
-        elif key == 3:
-            raise LedgerError(UNSUPPORTED, "reference script in an output")
-        else:
-            raise MalformedError(f"output: unknown field {key}")
+    for key in reader.keys("output") if is_map else reader.items("output"):
+        match key, is_map:
+            case 0, _:
+                address = reader.bytes_("output address")
+                read_address(address)
+            case 1, _:
+                value = _read_value(reader)
+            case 2, True:
+                datum_hash, inline_datum = _read_datum_option(reader)
+            case 2, False:
+                datum_hash = reader.bytes_("datum hash", 32).hex()
+            case 3, True:
+                raise LedgerError(UNSUPPORTED, "reference script in an output")
+            case _:
+                raise MalformedError(f"output: unknown field {key}")
     if address is None or value is None:
         raise MalformedError("output: address or value is missing")
     return TxOut(address, *value, datum_hash, inline_datum)
-
-
-def _read_output_address(reader: Reader) -> bytes:
-    address = reader.bytes_("output address")
-    read_address(address)
-    return address
 
 
 def _read_value(reader: Reader) -> tuple[int, dict[str, int]]:
@@ -277,7 +229,7 @@ def _read_plutus_data(reader: Reader, depth: int) -> None:
     if major in (cbor.UINT, cbor.NINT):
         reader.head()
     elif major == cbor.BYTES:
-        reader.chunked_bytes("datum bytes", _PLUTUS_CHUNK_MOST_BYTES)
+        reader.chunks(cbor.BYTES, "datum bytes", _PLUTUS_CHUNK_MOST_BYTES)
     elif major == cbor.ARRAY:
         for _ in reader.items("datum list"):
             _read_plutus_data(reader, depth + 1)
@@ -294,7 +246,7 @@ def _read_plutus_data(reader: Reader, depth: int) -> None:
 def _read_tagged_plutus_data(reader: Reader, depth: int) -> None:
     _, tag = reader.head()
     if tag in (2, 3):
-        reader.chunked_bytes("datum integer", _PLUTUS_CHUNK_MOST_BYTES)
+        reader.chunks(cbor.BYTES, "datum integer", _PLUTUS_CHUNK_MOST_BYTES)
     elif tag == 102:
         with reader.array(2, "datum constructor"):
             reader.uint("datum constructor")
@@ -315,7 +267,7 @@ def _read_plutus_list(reader: Reader, depth: int) -> None:
 
 def _read_witnesses(reader: Reader) -> tuple[tuple[bytes, bytes], ...]:
     witnesses: list[tuple[bytes, bytes]] = []
-    for key in _keys(reader, "witness set"):
+    for key in reader.keys("witness set"):
         if key in _UNSUPPORTED_WITNESSES:
             raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_WITNESSES[key]} in the witness set")
         if key != 0:
@@ -337,10 +289,14 @@ def _read_aux(reader: Reader) -> bool:
     if major == cbor.MAP:
         return _read_metadata(reader)
     if major == cbor.ARRAY:
-        return _read_aux_array(reader)
+        with reader.array(2, "auxiliary data"):
+            fits = _read_metadata(reader)
+            for _ in reader.items("auxiliary scripts"):
+                raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
+        return fits
     reader.tag(259, "auxiliary data")
     fits = True
-    for key in _keys(reader, "auxiliary data"):
+    for key in reader.keys("auxiliary data"):
         if key in (1, 2, 3, 4):
             raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
         if key != 0:
@@ -349,17 +305,9 @@ def _read_aux(reader: Reader) -> bool:
     return fits
 
 
-def _read_aux_array(reader: Reader) -> bool:
-    with reader.array(2, "auxiliary data"):
-        fits = _read_metadata(reader)
-        for _ in reader.items("auxiliary scripts"):
-            raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
-    return fits
-
-
 def _read_metadata(reader: Reader) -> bool:
     fits = True
-    for _ in _keys(reader, "metadata"):
+    for _ in reader.keys("metadata"):
         fits = _read_metadatum(reader, 0) and fits
     return fits
 
@@ -373,7 +321,7 @@ def _read_metadatum(reader: Reader, depth: int) -> bool:
         reader.head()
         return True
     if major == cbor.BYTES:
-        return len(reader.chunked_bytes("metadata bytes")) <= _METADATA_STRING_MOST_BYTES
+        return len(reader.chunks(cbor.BYTES, "metadata bytes")) <= _METADATA_STRING_MOST_BYTES
     if major == cbor.TEXT:
         return reader.text_size("metadata text") <= _METADATA_STRING_MOST_BYTES
     fits = True

@@ -35,7 +35,6 @@ FAILED = "exact_cardano_settlement_failed"
 
 IN_MEMPOOL = -1
 DEFAULT_CONFIRMATIONS, MOST_CONFIRMATIONS = 1, 20
-_POLICIES = (None, "server", "client", "either")
 _MODES = {None: ("server",), "server": ("server",), "client": ("client",), "either": ("server", "client")}
 _CIP34 = {
     "cip34:1-764824073": "cardano:mainnet",
@@ -101,7 +100,7 @@ def _read_policy(requirements: Json, payment: Json) -> tuple[int, bool]:
     policy = extra.get("confirmationPolicy", {"l1Confirmations": DEFAULT_CONFIRMATIONS})
     depth = policy.get("l1Confirmations") if isinstance(policy, dict) and len(policy) == 1 else None
     submission = extra.get("submissionPolicy")
-    if type(depth) is not int or not IN_MEMPOOL <= depth <= MOST_CONFIRMATIONS or submission not in _POLICIES:
+    if type(depth) is not int or not IN_MEMPOOL <= depth <= MOST_CONFIRMATIONS or submission not in list(_MODES):
         raise Unpayable(f"{REQUIREMENTS}_policy")
     mode = _object(payment.get("payload")).get("submissionMode", "server")
     if mode not in _MODES[submission]:
@@ -173,9 +172,9 @@ def _check_window(tx: Tx, timeout_s: int, node: Node, sent: bool) -> None:
 
 def _check_inputs(tx: Tx, nonce: OutRef, node: Node) -> None:
     """Check that the inputs are unspent as of the tip. As for a provider, mempool outputs do not count."""
-    if node.chain.utxo(nonce) is None:
+    if nonce not in node.chain.utxos:
         raise Unpayable(f"{PAYLOAD}_nonce_not_on_chain")
-    if any(node.chain.utxo(ref) is None for ref in tx.inputs):
+    if any(ref not in node.chain.utxos for ref in tx.inputs):
         raise Unpayable(f"{PAYLOAD}_input_not_available")
 
 
@@ -194,9 +193,8 @@ def _payer(tx: Tx, owned: TxOut | None) -> str:
 
 def _check_ledger(tx: Tx, node: Node) -> None:
     """Check everything that the ledger itself would refuse."""
-    outputs = {ref: out for ref in tx.inputs if (out := node.chain.utxo(ref)) is not None}
     try:
-        check_tx(tx, outputs, node.chain.slot, node.chain.params)
+        check_tx(tx, node.chain.utxos, node.chain.slot, node.chain.params)
     except LedgerError as error:
         raise Unpayable(_LEDGER_REASONS.get(error.rule, _PHASE_1)) from error
 

@@ -1,14 +1,14 @@
 """The devnet's chain: a mempool, blocks, rollbacks and forks over the rules that a payment meets.
 
-Start at `Chain`. Pure: slots come in as arguments, and the same calls give the same blocks. Every block records
-what it spent and made, so a rollback needs no copy of the whole state. Import these names from here: `TxOut`,
-`Tx`, `Params`, `LedgerError`, `decode_tx`, `check_tx`, `Chain`, `DevnetBlock`.
+Start at `Chain`. Pure: slots come in as arguments, and the same calls give the same blocks. A rollback undoes a
+block by its transactions, so it needs no copy of the whole state. Import these names from here: `TxOut`, `Tx`,
+`Params`, `LedgerError`, `decode_tx`, `check_tx`, `Chain`, `DevnetBlock`.
 
 Never: does I/O; uses a clock or randomness; imports the wallet or pycardano.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from payagent.devnet import cbor
 from payagent.devnet.decode import decode_tx, hash_256
@@ -40,63 +40,25 @@ class DevnetBlock:
     txs: tuple[Tx, ...]
 
 
-@dataclass(slots=True)
-class _Undo:
-    """What one block changed: outputs spent, outputs made, and addresses whose history grew."""
-
-    spent: list[tuple[OutRef, TxOut]] = field(default_factory=list)
-    made: list[OutRef] = field(default_factory=list)
-    touched: list[bytes] = field(default_factory=list)
-
-
-class _View(Mapping[OutRef, TxOut]):
-    """The unspent outputs after applying some unconfirmed transactions."""
-
-    def __init__(self, base: Mapping[OutRef, TxOut]) -> None:
-        self._base = base
-        self._made: dict[OutRef, TxOut] = {}
-        self._spent: set[OutRef] = set()
-
-    def apply(self, tx: Tx) -> None:
-        self._spent.update(tx.inputs)
-        for index, out in enumerate(tx.outputs):
-            self._made[(tx.tx_id, index)] = out
-
-    def __getitem__(self, ref: OutRef) -> TxOut:
-        if ref in self._spent:
-            raise KeyError(ref)
-        made = self._made.get(ref)
-        return self._base[ref] if made is None else made
-
-    def __contains__(self, ref: object) -> bool:
-        return ref not in self._spent and (ref in self._made or ref in self._base)
-
-    def __iter__(self) -> Iterator[OutRef]:
-        return (ref for ref in {**self._base, **self._made} if ref not in self._spent)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
 class Chain:
     """The devnet's state. Block 0 is an empty genesis and cannot be undone.
 
-    `slot` is the clock, `blocks` the canonical chain by height, `mempool` the waiting transactions in order.
+    `slot` is the clock, `blocks` the canonical chain by height, `mempool` the waiting transactions in order,
+    `utxos` the unspent outputs as of the tip, `spender` the id of the confirmed transaction that spends an output.
     """
 
     def __init__(self, params: Params, network_id: int, start_slot: int = 0) -> None:
         self.params = replace(params, network_id=network_id)
         self.slot = start_slot
         self.mempool: dict[str, Tx] = {}
-        self._utxos: dict[OutRef, TxOut] = {}
-        self._refs_at: dict[bytes, dict[OutRef, None]] = {}
+        self.utxos: dict[OutRef, TxOut] = {}
+        self._refs_at: dict[bytes, set[OutRef]] = {}
         self._tx_ids_at: dict[bytes, list[str]] = {}
-        self._spender: dict[OutRef, str] = {}
+        self.spender: dict[OutRef, str] = {}
         self._place: dict[str, tuple[int, int]] = {}
         self._by_hash: dict[str, DevnetBlock] = {}
-        self._undos: list[_Undo] = []
-        self._view = _View(self._utxos)
-        self._faucet_ids: set[str] = set()
+        self._view: dict[OutRef, TxOut] = {}
+        self.faucet_ids: set[str] = set()
         self._forks = 0
         self.blocks: list[DevnetBlock] = []
         self._append("00" * 32, start_slot, ())
@@ -122,21 +84,14 @@ class Chain:
         waiting = self.mempool.get(tx_id)
         return None if waiting is None else (waiting, None)
 
-    def utxo(self, ref: OutRef) -> TxOut | None:
-        """An output that is unspent as of the tip; None if it is spent or unknown."""
-        return self._utxos.get(ref)
-
     def utxos_at(self, address: bytes) -> list[tuple[OutRef, TxOut]]:
         """The unspent outputs at an address as of the tip, oldest first. The mempool does not count."""
-        return [(ref, self._utxos[ref]) for ref in self._refs_at.get(address, ())]
+        refs = sorted(self._refs_at.get(address, ()), key=lambda ref: (*self._place[ref[0]], ref[1]))
+        return [(ref, self.utxos[ref]) for ref in refs]
 
     def txs_at(self, address: bytes) -> tuple[str, ...]:
         """The ids of confirmed transactions that pay to or spend from an address, oldest first."""
         return tuple(self._tx_ids_at.get(address, ()))
-
-    def spender_of(self, ref: OutRef) -> str | None:
-        """The id of the confirmed transaction that spends this output; None if none does."""
-        return self._spender.get(ref)
 
     # --- the mempool ---
 
@@ -164,16 +119,11 @@ class Chain:
         It waits in the mempool, lands in the next block, and is part of the history like any other transaction.
         Raises `LedgerError` if no chain could hold the output (too small, too big, wrong network).
         """
-        tx = decode_tx(_faucet_bytes(address, lovelace, assets or {}, datum_hash, len(self._faucet_ids) + 1))
+        tx = decode_tx(_faucet_bytes(address, lovelace, assets or {}, datum_hash, len(self.faucet_ids) + 1))
         check_outputs(tx, self.params)
-        self._faucet_ids.add(tx.tx_id)
+        self.faucet_ids.add(tx.tx_id)
         self._admit(tx)
         return tx.tx_id
-
-    def return_deposit(self, tx: Tx) -> None:
-        """Put a faucet transaction whose block was undone back into the mempool."""
-        if tx.tx_id in self._faucet_ids and self.tx(tx.tx_id) is None:
-            self._admit(tx)
 
     def tick(self, slot: int) -> None:
         """Advance the clock, never back. Expired transactions leave the mempool."""
@@ -183,7 +133,7 @@ class Chain:
 
     def _admit(self, tx: Tx) -> None:
         self.mempool[tx.tx_id] = tx
-        self._view.apply(tx)
+        apply_tx(tx, self._view)
 
     def refill(self, txs: Iterable[Tx]) -> None:
         """Replace the mempool by those of the given transactions that are still valid, in order.
@@ -192,16 +142,16 @@ class Chain:
         """
         waiting = tuple(txs)
         self.mempool = {}
-        self._view = _View(self._utxos)
+        self._view = dict(self.utxos)
         for tx in waiting:
-            if self._still_valid(tx, self._view):
+            if self._still_valid(tx):
                 self._admit(tx)
 
-    def _still_valid(self, tx: Tx, view: _View) -> bool:
+    def _still_valid(self, tx: Tx) -> bool:
         if tx.tx_id in self._place or tx.tx_id in self.mempool:
             return False
         try:
-            recheck_tx(tx, view, self.slot, self.params)
+            recheck_tx(tx, self._view, self.slot, self.params)
         except LedgerError:
             return False
         return True
@@ -219,31 +169,7 @@ class Chain:
             if size > self.params.max_block_size_bytes:
                 break
             chosen.append(tx)
-        return self._extend(self.slot, chosen)
-
-    def mint_fork_block(self, txs: Sequence[bytes], slot: int | None) -> DevnetBlock:
-        """Make another producer's block with the given transactions, at a slot from the tip's to the current.
-
-        Raises `LedgerError`, with nothing changed, if a transaction is not valid there, and `ValueError` for a
-        slot outside that range.
-        """
-        at_slot = self.slot if slot is None else slot
-        if not self.tip.slot <= at_slot <= self.slot:
-            raise ValueError(f"slot {at_slot} is not within {self.tip.slot}..{self.slot}")
-        view = _View(self._utxos)
-        chosen = []
-        for raw in txs:
-            tx = decode_tx(raw)
-            self._check_for_block(tx, view, at_slot)
-            view.apply(tx)
-            chosen.append(tx)
-        return self._extend(at_slot, chosen)
-
-    def _check_for_block(self, tx: Tx, view: _View, slot: int) -> None:
-        if tx.tx_id not in self._faucet_ids:
-            check_tx(tx, view, slot, self.params)
-        elif tx.tx_id in self._place or (tx.tx_id, 0) in view:
-            raise LedgerError("BadInputsUTxO", "this faucet transaction is in the chain already")
+        return self.extend(self.slot, chosen)
 
     def rollback(self, depth: int, *, readd: bool = False) -> tuple[DevnetBlock, ...]:
         """Undo the last `depth` blocks. Returns them, oldest first.
@@ -254,19 +180,16 @@ class Chain:
         """
         if not 0 <= depth < len(self.blocks):
             raise ValueError(f"{depth} blocks cannot be undone, {len(self.blocks) - 1} stand above genesis")
-        undone, restored = [], set()
+        undone = self.blocks[len(self.blocks) - depth :]
         for _ in range(depth):
-            undone.append(self.blocks[-1])
-            restored |= self._undo_tip()
-        undone.reverse()
-        for address in restored:
-            self._sort_refs(address)
+            self._undo_tip()
         self._forks += 1
         lost = [tx for block in undone for tx in block.txs] if readd else []
         self.refill([*lost, *self.mempool.values()])
         return tuple(undone)
 
-    def _extend(self, slot: int, txs: Sequence[Tx]) -> DevnetBlock:
+    def extend(self, slot: int, txs: Sequence[Tx]) -> DevnetBlock:
+        """Make a block of these transactions, which must be valid there, at a slot from the tip's on."""
         block = self._append(self.tip.hash, slot, tuple(txs))
         self.refill(self.mempool.values())
         return block
@@ -275,53 +198,53 @@ class Chain:
         height = len(self.blocks)
         block_hash = _block_hash(prev_hash, slot, height, self._forks, txs)
         block = DevnetBlock(block_hash, height, slot, prev_hash, txs)
-        undo = _Undo()
-        for index, tx in enumerate(txs):
-            self._place[tx.tx_id] = (height, index)
-            self._apply(tx, undo)
         self.blocks.append(block)
         self._by_hash[block_hash] = block
-        self._undos.append(undo)
+        for index, tx in enumerate(txs):
+            self._place[tx.tx_id] = (height, index)
+            self._apply(tx)
         return block
 
-    def _apply(self, tx: Tx, undo: _Undo) -> None:
-        touched: dict[bytes, None] = {}
-        for ref in tx.inputs:
-            out = self._utxos.pop(ref)
-            del self._refs_at[out.address][ref]
-            self._spender[ref] = tx.tx_id
-            undo.spent.append((ref, out))
-            touched[out.address] = None
-        for index, out in enumerate(tx.outputs):
-            ref = (tx.tx_id, index)
-            self._utxos[ref] = out
-            self._refs_at.setdefault(out.address, {})[ref] = None
-            undo.made.append(ref)
-            touched[out.address] = None
-        for address in touched:
+    def _apply(self, tx: Tx) -> None:
+        for address in self._addresses(tx):
             self._tx_ids_at.setdefault(address, []).append(tx.tx_id)
-        undo.touched.extend(touched)
+        for ref in tx.inputs:
+            self._refs_at[self.utxos[ref].address].remove(ref)
+            self.spender[ref] = tx.tx_id
+        for index, out in enumerate(tx.outputs):
+            self._refs_at.setdefault(out.address, set()).add((tx.tx_id, index))
+        apply_tx(tx, self.utxos)
 
-    def _undo_tip(self) -> set[bytes]:
-        """Undo the last block. Returns the addresses that got outputs back."""
-        block, undo = self.blocks.pop(), self._undos.pop()
-        del self._by_hash[block.hash]
-        for tx in block.txs:
+    def _undo_tip(self) -> None:
+        for tx in reversed(self.tip.txs):
+            for address in self._addresses(tx):
+                self._tx_ids_at[address].pop()
+            for index, out in enumerate(tx.outputs):
+                self._refs_at[out.address].remove((tx.tx_id, index))
+                del self.utxos[tx.tx_id, index]
+            for ref in tx.inputs:
+                self.utxos[ref] = self._made(ref)
+                self._refs_at[self.utxos[ref].address].add(ref)
+                del self.spender[ref]
             del self._place[tx.tx_id]
-        for ref, out in undo.spent:
-            self._utxos[ref] = out
-            self._refs_at[out.address][ref] = None
-            del self._spender[ref]
-        for ref in undo.made:
-            out = self._utxos.pop(ref)
-            del self._refs_at[out.address][ref]
-        for address in undo.touched:
-            self._tx_ids_at[address].pop()
-        return {out.address for _, out in undo.spent}
+        del self._by_hash[self.blocks.pop().hash]
 
-    def _sort_refs(self, address: bytes) -> None:
-        refs = self._refs_at[address]
-        self._refs_at[address] = dict.fromkeys(sorted(refs, key=lambda ref: (*self._place[ref[0]], ref[1])))
+    def _addresses(self, tx: Tx) -> set[bytes]:
+        """The addresses that a transaction of a block spends from or pays to."""
+        return {out.address for out in (*map(self._made, tx.inputs), *tx.outputs)}
+
+    def _made(self, ref: OutRef) -> TxOut:
+        """An output of a transaction in a block, spent or not."""
+        height, index = self._place[ref[0]]
+        return self.blocks[height].txs[index].outputs[ref[1]]
+
+
+def apply_tx(tx: Tx, utxos: dict[OutRef, TxOut]) -> None:
+    """Spend a valid transaction's inputs among these unspent outputs, and add its outputs."""
+    for ref in tx.inputs:
+        del utxos[ref]
+    for index, out in enumerate(tx.outputs):
+        utxos[tx.tx_id, index] = out
 
 
 def _block_hash(prev_hash: str, slot: int, height: int, forks: int, txs: Iterable[Tx]) -> str:

@@ -32,7 +32,8 @@ class Node:
         self.switches = switches
         self.system_start_s = now_ms() // 1000
         self.chain = Chain(Params(), network_id=0)
-        self._held: list[tuple[int, bytes]] = []
+        self.held: list[tuple[int, bytes]] = []
+        """Transactions that a fault delays, each with the height at which it is due."""
 
     def tick(self) -> None:
         """Advance the chain to the current slot."""
@@ -42,11 +43,6 @@ class Node:
         """When a slot began, in POSIX seconds."""
         return self.system_start_s + slot
 
-    @property
-    def held(self) -> int:
-        """How many transactions a fault delays."""
-        return len(self._held)
-
     def submit(self, raw: bytes, accept: str = NOW, blocks: int = 1) -> str:
         """Accept, delay or silently drop a transaction. Returns its id. Raises `LedgerError`."""
         self.tick()
@@ -54,7 +50,7 @@ class Node:
             return self.chain.submit(raw)
         tx_id = decode_tx(raw).tx_id
         if accept == LATER:
-            self._held.append((self.chain.tip.height + blocks, raw))
+            self.held.append((self.chain.tip.height + blocks, raw))
         return tx_id
 
     def faucet(
@@ -75,8 +71,8 @@ class Node:
 
     def _release(self) -> None:
         height = self.chain.tip.height
-        due = [raw for due_height, raw in self._held if due_height <= height]
-        self._held = [(due_height, raw) for due_height, raw in self._held if due_height > height]
+        due = [raw for due_height, raw in self.held if due_height <= height]
+        self.held = [(due_height, raw) for due_height, raw in self.held if due_height > height]
         for raw in due:
             try:
                 self.chain.submit(raw)

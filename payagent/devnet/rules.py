@@ -78,12 +78,6 @@ def check_outputs(tx: Tx, params: Params) -> None:
     _apply(_OUTPUT_RULES, _Case(tx, {}, (), payees, 0, params))
 
 
-def min_fee_lovelace(tx: Tx, spent: Mapping[OutRef, TxOut], params: Params) -> int:
-    """The minimum fee: the part for the size, plus the part for spent outputs with reference scripts."""
-    scripts_bytes = _ref_scripts_bytes(spent)
-    return params.min_fee_a * tx.size_bytes + params.min_fee_b + _ref_script_fee(scripts_bytes, params)
-
-
 def _apply(rules: "Sequence[_Rule]", case: _Case) -> None:
     failures = [(rule, detail) for rule, judge in rules if (detail := judge(case)) is not None]
     if failures:
@@ -99,12 +93,12 @@ def _byron_owner(case: _Case) -> str | None:
 
 
 def _script_owner(case: _Case) -> str | None:
-    locked = [ref for ref, owner in zip(case.spent, case.owners, strict=True) if _is_script(owner)]
+    locked = [
+        ref
+        for ref, owner in zip(case.spent, case.owners, strict=True)
+        if owner.key_hash is None and not owner.is_byron
+    ]
     return f"locked by a script: {_refs(locked)}" if locked else None
-
-
-def _is_script(owner: AddressInfo) -> bool:
-    return owner.key_hash is None and not owner.is_byron
 
 
 def _bad_signatures(case: _Case) -> str | None:
@@ -169,7 +163,10 @@ def _no_inputs(case: _Case) -> str | None:
 
 
 def _fee_too_small(case: _Case) -> str | None:
-    least = min_fee_lovelace(case.tx, case.spent, case.params)
+    """The minimum has a part for the size, and a part for spent outputs with reference scripts."""
+    params = case.params
+    least = params.min_fee_a * case.tx.size_bytes + params.min_fee_b
+    least += _ref_script_fee(_ref_scripts_bytes(case.spent), params)
     if case.tx.fee_lovelace >= least:
         return None
     return f"supplied {case.tx.fee_lovelace}, expected at least {least}"

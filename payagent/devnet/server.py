@@ -25,7 +25,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from payagent.devnet.blockfrost_api import API_ROOT, chain_app
 from payagent.devnet.faults import Switches
 from payagent.devnet.faulty_responses import ABORT
-from payagent.devnet.ledger import Chain
 from payagent.devnet.merchant import DEVNET, DevnetMerchant, role_address
 from payagent.devnet.merchant_api import MCP_PATH, merchant_app
 from payagent.devnet.node import Node
@@ -62,8 +61,18 @@ class _Server(uvicorn.Server):
     that each test can have its own devnet.
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_Protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+            )
+        )
         self._stop_requested = asyncio.Event()
 
     def stop(self) -> None:
@@ -100,20 +109,14 @@ class _Server(uvicorn.Server):
 class Devnet:
     """A running devnet. Use it only from its own event loop."""
 
-    network = DEVNET.name
-
     def __init__(self, node: Node, merchants: Mapping[str, DevnetMerchant], chain_origin: str) -> None:
         """`merchants` has the merchants by URL; the first is the default one."""
         self.node = node
+        self.chain = node.chain
         self.merchants = merchants
         self.merchant_url, self.merchant = next(iter(merchants.items()))
         self.origin = chain_origin
         self.chain_url = chain_origin + API_ROOT
-
-    @property
-    def chain(self) -> Chain:
-        """The devnet's ledger."""
-        return self.node.chain
 
     def announcement(self) -> dict[str, object]:
         """What `payagent devnet --json` prints."""
@@ -121,7 +124,7 @@ class Devnet:
             "chain": self.chain_url,
             "merchant": self.merchant_url,
             "merchants": list(self.merchants),
-            "network": self.network,
+            "network": DEVNET.name,
             "control": f"{self.origin}/devnet",
             "pay_to": role_address("pay_to").text,
             **({"mcp": self.merchant_url + MCP_PATH} if HAS_MCP else {}),
@@ -219,7 +222,7 @@ def _origin(listening: socket.socket) -> str:
 @contextlib.asynccontextmanager
 async def _serving(apps: Iterable[tuple[ASGIApp, socket.socket]]) -> AsyncIterator[None]:
     """Serve each application on its socket. At the end all servers are told to stop before any is awaited."""
-    servers = [(_Server(_config(app)), listening) for app, listening in apps]
+    servers = [(_Server(app), listening) for app, listening in apps]
     tasks = [asyncio.create_task(server.serve(sockets=[listening])) for server, listening in servers]
     try:
         while not all(server.started for server, _ in servers):
@@ -232,18 +235,6 @@ async def _serving(apps: Iterable[tuple[ASGIApp, socket.socket]]) -> AsyncIterat
         for server, _ in servers:
             server.stop()
         await asyncio.gather(*tasks)
-
-
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=_Protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
 
 
 @contextlib.asynccontextmanager
@@ -283,27 +274,12 @@ async def serve_devnet(
 class DevnetThread:
     """A devnet in its own thread, for programs without a loop: `with DevnetThread() as devnet: ...`.
 
-    The options are those of `Devnet.start`.
+    The options are those of `Devnet.start`. `origin` is that of the control API (/devnet/...).
     """
-
-    devnet: Devnet
 
     def __init__(self, **options: Any) -> None:
         self._options = options
         self._running = contextlib.ExitStack()
-
-    @property
-    def chain_url(self) -> str:
-        return self.devnet.chain_url
-
-    @property
-    def merchant_url(self) -> str:
-        return self.devnet.merchant_url
-
-    @property
-    def origin(self) -> str:
-        """The origin of the control API (/devnet/...)."""
-        return self.devnet.origin
 
     def run(self, act: Callable[[Devnet], _T]) -> _T:
         """Call a function with the devnet in the devnet's loop, and return its result."""
@@ -314,6 +290,9 @@ class DevnetThread:
             self._portal = running.enter_context(start_blocking_portal())
             started = self._portal.wrap_async_context_manager(Devnet.start(**self._options))
             self.devnet = running.enter_context(started)
+            self.chain_url = self.devnet.chain_url
+            self.merchant_url = self.devnet.merchant_url
+            self.origin = self.devnet.origin
             self._running = running.pop_all()
         return self
 

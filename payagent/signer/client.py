@@ -20,18 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from payagent.core.address import parse_address
+from payagent.core.address import Address, parse_address
 from payagent.core.hard_caps import Caps
 from payagent.core.network import Network
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile
 from payagent.signer.process import MESSAGE_BYTES_MAX, SIGNED
-from payagent.wallet.keys import Account
 
 ANSWER_S = 10
 """Timeout in seconds. A signature takes less than a millisecond, so a signer without an answer by then is lost."""
 _END_S = 2
-_ENDED = "its process has ended"
 
 _PROGRAM = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
@@ -42,16 +40,14 @@ _STDERR_MAX = 4_000
 
 
 class SignerProcess:
-    """A `Signer` whose keys are in another process. By itself it signs for the wallet's first account.
+    """The keys of the wallet's `accounts`, in another process.
 
-    `accounts`: all accounts, each with its signer.
-    `sign` blocks. After `watch`, the event loop uses `signature`, and nothing may call `sign`. Only one request is
-    outstanding at a time, so the socket buffer never fills up.
+    Only one request is outstanding at a time, so the socket buffer never fills up.
     """
 
-    def __init__(self, sock: socket.socket, pid: int, public_key: bytes, payment_key_hash: bytes) -> None:
-        self.pid, self.public_key, self.payment_key_hash = pid, public_key, payment_key_hash
-        self.accounts: tuple[Account, ...] = ()
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self.accounts: tuple[AccountSigner, ...] = ()
         self.problem: str | None = None
         """Why the signer is lost, or None while it can sign."""
         self._socket = sock
@@ -60,28 +56,23 @@ class SignerProcess:
         """Requests that wait for an answer. Only the first has been sent."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def sign(self, body: bytes, paid: int, account: int = 0) -> bytes:
-        """Return the signature, if the signer's own policy allows the body. Blocks.
+    async def signature(self, body: bytes, paid: int, account: int) -> bytes:
+        """Return the signature, if the signer's own policy allows the body. Call it after `watch`.
 
+        A cancelled caller does not take the next caller's answer.
         Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`.
         """
         self._require_alive()
-        try:
-            self._socket.send(_request(body, paid, account))
-            answer = self._socket.recv(MESSAGE_BYTES_MAX)
-        except OSError as error:
-            self._lose(_no_answer(error))
-            answer = b""
-        return self._read(answer)
-
-    async def signature(self, body: bytes, paid: int, account: int = 0) -> bytes:
-        """Like `sign`, but does not block the loop. A cancelled caller does not take the next caller's answer."""
-        self._require_alive()
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting.append((_request(body, paid, account), answer))
+        waiting: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append((bytes((account,)) + paid.to_bytes(2, "big") + body, waiting))
         if len(self._waiting) == 1:
             self._send_next()
-        return self._read(await answer)
+        answer = await waiting
+        if not answer:
+            self._require_alive()
+        if answer[:1] != SIGNED:
+            raise _refusal(json.loads(answer[1:]))
+        return answer[1:]
 
     def _send_next(self) -> None:
         """Send the next request. Requests whose caller was cancelled are dropped."""
@@ -99,15 +90,6 @@ class SignerProcess:
     def _require_alive(self) -> None:
         if self.problem is not None:
             raise Refused("signer_lost", f"the signer process has ended: {self.problem}")
-
-    def _read(self, answer: bytes) -> bytes:
-        """Parse an answer. An empty one means that the signer is lost."""
-        if not answer:
-            self._lose(_ENDED)
-            self._require_alive()
-        if answer[:1] != SIGNED:
-            raise _refusal(json.loads(answer[1:]))
-        return answer[1:]
 
     def watch(self, on_lost: Callable[[], None]) -> None:
         """Enable `signature`. `on_lost` is called once when the process ends, or now if it has ended."""
@@ -131,7 +113,7 @@ class SignerProcess:
             message = b""
         if not message:
             self.unwatch()
-            self._lose(_ENDED)
+            self._lose("its process has ended")
         elif self._waiting:
             self._cancel_timer()
             _, answer = self._waiting.popleft()
@@ -160,28 +142,20 @@ class SignerProcess:
 
 @dataclass(frozen=True, slots=True)
 class AccountSigner:
-    """A `Signer` and `Signatures` for one account of the wallet, counted from 0."""
+    """Signs for one account of the wallet, counted from 0."""
 
     process: SignerProcess
-    account: int
+    number: int
+    address: Address
     public_key: bytes
-    payment_key_hash: bytes
-
-    def sign(self, body: bytes, paid: int) -> bytes:
-        """As `SignerProcess.sign`."""
-        return self.process.sign(body, paid, self.account)
 
     async def signature(self, body: bytes, paid: int) -> bytes:
         """As `SignerProcess.signature`."""
-        return await self.process.signature(body, paid, self.account)
+        return await self.process.signature(body, paid, self.number)
 
 
 def _no_answer(error: OSError) -> str:
     return f"it does not answer ({type(error).__name__})"
-
-
-def _request(body: bytes, paid: int, account: int) -> bytes:
-    return bytes((account,)) + paid.to_bytes(2, "big") + body
 
 
 def _refusal(fields: Mapping[str, Any]) -> Refused:
@@ -198,10 +172,10 @@ def unlocked(
     day_caps: Caps,
     count: int = 1,
     lock: int | None = None,
-) -> Generator[tuple[Account, SignerProcess, list[str]]]:
+) -> Generator[tuple[SignerProcess, list[str]]]:
     """Start a signer process for the account `number` and those that follow it, `count` in all.
 
-    Yields the first account; `SignerProcess.accounts` has all. The process ends when the context exits.
+    The process ends when the context exits.
 
     The signer refuses more than `caps` per transaction and more than `day_caps` in 24 hours. Without a passphrase
     file it asks on the terminal. `lock`: the open keystore, which the process keeps in place of this one, so that
@@ -225,16 +199,15 @@ def unlocked(
             }
             with _sigterm_as_an_exit():
                 fields = _unlock(own_end, order, process)
-            own_end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_S, 0))
             own_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ANSWER_S, 0))
-            addresses = [parse_address(one["address"], network) for one in fields["accounts"]]
-            keys = [bytes.fromhex(one["public_key"]) for one in fields["accounts"]]
-            signer = SignerProcess(own_end, fields["pid"], keys[0], addresses[0].payment_key_hash)
+            signer = SignerProcess(own_end, fields["pid"])
             signer.accounts = tuple(
-                Account(network, number + n, address, AccountSigner(signer, n, key, address.payment_key_hash))
-                for n, (address, key) in enumerate(zip(addresses, keys, strict=True))
+                AccountSigner(
+                    signer, place, parse_address(one["address"], network), bytes.fromhex(one["public_key"])
+                )
+                for place, one in enumerate(fields["accounts"])
             )
-            yield signer.accounts[0], signer, fields["missing"]
+            yield signer, fields["missing"]
         finally:
             with suppress(OSError):
                 own_end.shutdown(socket.SHUT_RDWR)

@@ -21,6 +21,7 @@ from payagent.store.db.unit import Unit
 from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts
 from payagent.store.rows import attempts_and_utxos as queries
+from sim.forks import mint_fork_block
 
 SETTLE_DEPTH = 12
 PAST_THE_TTL_S = 2400
@@ -114,7 +115,7 @@ async def test_a_rolled_back_deposit_that_is_locked_is_reversed_too(world: World
         await denied(run)
         assert run.owned() == world.on_chain() == {"lovelace": 20 * ADA}
         await require_whole(run)
-        world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
+        world.devnet.run(lambda devnet: mint_fork_block(devnet.chain, [deposit], None))
         await run.run_pass()
         assert queries.utxo_states(run.context.conn)[ref] == "locked"
         assert run.owned() == world.on_chain() == {"lovelace": 27 * ADA}
@@ -126,7 +127,7 @@ async def test_a_deposit_that_returns_is_booked_again_and_the_payment_goes_on(wo
         row, deposit = await pay_and_vanish(world, run)
         await denied(run)
         assert last_alert(run, row) == "deposit_rolled_back"
-        world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
+        world.devnet.run(lambda devnet: mint_fork_block(devnet.chain, [deposit], None))
         await run.pass_time(2, 201)
         assert run.state(row.id) is State.CONFIRMED
         assert last_alert(run, row) == "cleared"
@@ -161,7 +162,7 @@ async def test_an_alert_of_an_earlier_version_is_raised_once_and_cleared(world: 
     async with living(world) as run:
         await run.pass_time(2, 61)
         assert alerts.raised(run.context.conn, "deposit_rolled_back") == [f"anchor:{row.id}"]
-        world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
+        world.devnet.run(lambda devnet: mint_fork_block(devnet.chain, [deposit], None))
         await run.pass_time(2, 201)
         assert alerts.raised(run.context.conn, "deposit_rolled_back") == []
         assert run.events(row.id).count("deposit_restored") == 1
@@ -188,7 +189,7 @@ async def test_a_deposit_that_returns_after_the_payment_is_void_can_be_spent_aga
         await run.pass_time(1, PAST_THE_TTL_S)
         await run.pass_time(SETTLE_DEPTH + 3, 61)
         assert run.state(row.id) is State.VOID
-        world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
+        world.devnet.run(lambda devnet: mint_fork_block(devnet.chain, [deposit], None))
         await run.run_pass()
         assert run.owned() == world.on_chain() == {"lovelace": 50 * ADA}
         again = await run.pay_in_block("another call")

@@ -45,7 +45,7 @@ class World:
         self.node.make_blocks(1)
 
     def outs(self) -> dict[OutRef, Out]:
-        found = {ref: self.node.chain.utxo(ref) for ref in self.coins}
+        found = {ref: self.node.chain.utxos.get(ref) for ref in self.coins}
         return {ref: Out(out.address, out.lovelace, out.assets) for ref, out in found.items() if out is not None}
 
     def draft(self) -> Draft:

@@ -11,6 +11,7 @@ from ledger_check.scalus import Scalus, needs_scalus
 from ledger_check.txkit import Draft, Key, Out, OutRef, asset
 
 from payagent.devnet.ledger import Chain, DevnetBlock, LedgerError, Params, TxOut
+from sim.forks import mint_fork_block, return_deposit
 
 START = 1_000
 ALICE, BOB = Key.extended(1), Key.extended(2)
@@ -42,7 +43,7 @@ def pay(
     """Alice spends `refs` (of the tip, or of `parents`): `lovelace` to Bob, the rest back to her."""
     utxos = dict(parents or {})
     for ref in refs:
-        if ref not in utxos and (out := chain.utxo(ref)) is not None:
+        if ref not in utxos and (out := chain.utxos.get(ref)) is not None:
             utxos[ref] = Out(out.address, out.lovelace, out.assets)
     return Draft(tuple(refs), (Out(B, lovelace), Out(A, 0)), (ALICE,), ttl=ttl).balanced(utxos)
 
@@ -105,14 +106,14 @@ def test_a_payment_moves_from_mempool_to_block(chain: Chain) -> None:
     draft = pay(chain, [ref], 10 * ADA)
     assert chain.submit(draft.tx()) == draft.tx_id
     assert list(chain.mempool) == [draft.tx_id]
-    assert (chain.utxos_at(B), chain.spender_of(ref)) == ([], None)
+    assert (chain.utxos_at(B), chain.spender.get(ref)) == ([], None)
     chain.tick(START + 20)
     block = chain.make_block()
     assert (block.slot, block.height, block.prev_hash) == (START + 20, 2, chain.blocks[1].hash)
     assert not chain.mempool
     assert lovelace_at(chain, B) == [10 * ADA]
     assert lovelace_at(chain, A) == [90 * ADA - draft.fee]
-    assert chain.spender_of(ref) == draft.tx_id
+    assert chain.spender.get(ref) == draft.tx_id
     assert chain.txs_at(A) == (ref[0], draft.tx_id)
     assert chain.txs_at(B) == (draft.tx_id,)
     assert chain.block(block.hash) is chain.block(2) is block
@@ -234,7 +235,7 @@ def test_a_rollback_removes_a_payment_until_it_is_submitted_again(chain: Chain) 
     assert chain.tx(draft.tx_id) is None
     assert not chain.mempool
     assert [ref for ref, _ in chain.utxos_at(A)] == [old, mid, new]
-    assert (chain.utxos_at(B), chain.txs_at(B), chain.spender_of(mid)) == ([], (), None)
+    assert (chain.utxos_at(B), chain.txs_at(B), chain.spender.get(mid)) == ([], (), None)
     assert chain.block(lost.hash) is None
     chain.submit(draft.tx())
     again = chain.make_block()
@@ -265,13 +266,13 @@ def test_a_rollback_drops_transactions_that_depend_on_it(chain: Chain) -> None:
 def test_a_rolled_back_deposit_can_return_to_the_mempool(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     ((deposit,),) = [block.txs for block in chain.rollback(1)]
-    assert chain.utxo(ref) is None
-    chain.return_deposit(deposit)
-    chain.return_deposit(deposit)
+    assert chain.utxos.get(ref) is None
+    return_deposit(chain, deposit)
+    return_deposit(chain, deposit)
     assert list(chain.mempool) == [deposit.tx_id]
     chain.make_block()
-    assert chain.utxo(ref) is not None
-    chain.return_deposit(deposit)  # it is in a block
+    assert chain.utxos.get(ref) is not None
+    return_deposit(chain, deposit)  # it is in a block
     assert not chain.mempool
 
 
@@ -284,9 +285,9 @@ def test_rolling_back_the_faucet_removes_its_funds(chain: Chain) -> None:
     assert [block.height for block in undone] == [1, 2]
     assert (chain.utxos_at(A), chain.tip.height) == ([], 0)
     raws = [tx.raw for block in undone for tx in block.txs]
-    chain.mint_fork_block(raws, None)
+    mint_fork_block(chain, raws, None)
     assert lovelace_at(chain, B) == [10 * ADA]
-    assert refusal(lambda: chain.mint_fork_block(raws[:1], None)).rule == "BadInputsUTxO"
+    assert refusal(lambda: mint_fork_block(chain, raws[:1], None)).rule == "BadInputsUTxO"
 
 
 @pytest.mark.parametrize("depth", [-1, 2])
@@ -303,9 +304,9 @@ def test_an_expired_transaction_can_still_land_on_a_fork_with_older_slots(chain:
     chain.tick(START + 60)
     rival = pay(chain, [ref], 11 * ADA)
     chain.submit(rival.tx())
-    assert refusal(lambda: chain.mint_fork_block([late.tx()], None)).rule == "OutsideValidityIntervalUTxO"
+    assert refusal(lambda: mint_fork_block(chain, [late.tx()], None)).rule == "OutsideValidityIntervalUTxO"
     assert (chain.tip.height, list(chain.mempool)) == (1, [rival.tx_id])
-    block = chain.mint_fork_block([late.tx()], START + 4)
+    block = mint_fork_block(chain, [late.tx()], START + 4)
     assert (block.slot, chain.slot) == (START + 4, START + 60)
     assert lovelace_at(chain, B) == [10 * ADA]
     assert not chain.mempool
@@ -315,14 +316,14 @@ def test_a_fork_block_is_all_or_nothing(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     good, rival = pay(chain, [ref], 10 * ADA), pay(chain, [ref], 11 * ADA)
     before = (chain.tip, chain.utxos_at(A))
-    assert refusal(lambda: chain.mint_fork_block([good.tx(), rival.tx()], None)).rule == "BadInputsUTxO"
+    assert refusal(lambda: mint_fork_block(chain, [good.tx(), rival.tx()], None)).rule == "BadInputsUTxO"
     assert (chain.tip, chain.utxos_at(A)) == before
 
 
 @pytest.mark.parametrize("slot", [START - 1, START + 1])
 def test_a_fork_block_must_lie_between_the_tip_and_the_clock(chain: Chain, slot: int) -> None:
     with pytest.raises(ValueError, match="is not within"):
-        chain.mint_fork_block([], slot)
+        mint_fork_block(chain, [], slot)
 
 
 # --- the whole against a naive replay -----------------------------------------------------------------------
@@ -371,8 +372,8 @@ def test_after_any_history_the_indexes_equal_a_replay_of_the_blocks(seed: int) -
         seen |= {*unspent, *spender}
         assert [*chain.utxos_at(A)] == [(ref, out) for ref, out in unspent.items() if out.address == A]
         assert [*chain.utxos_at(B)] == [(ref, out) for ref, out in unspent.items() if out.address == B]
-        assert {ref: chain.spender_of(ref) for ref in seen} == {ref: spender.get(ref) for ref in seen}
-        assert {ref: chain.utxo(ref) for ref in seen} == {ref: unspent.get(ref) for ref in seen}
+        assert {ref: chain.spender.get(ref) for ref in seen} == {ref: spender.get(ref) for ref in seen}
+        assert {ref: chain.utxos.get(ref) for ref in seen} == {ref: unspent.get(ref) for ref in seen}
         for address in (A, B):
             assert list(chain.txs_at(address)) == history.get(address, [])
         made = sum(tx.outputs[0].lovelace for block in chain.blocks for tx in block.txs if not tx.inputs)

@@ -151,7 +151,7 @@ class World:
         tx = decode_tx(b"\x84\xa3\x00\x80\x01\x81" + output + b"\x02\x00\xa0\xf5\xf6")
 
         def put(devnet: object) -> None:
-            devnet.chain._faucet_ids.add(tx.tx_id)  # type: ignore[attr-defined]
+            devnet.chain.faucet_ids.add(tx.tx_id)  # type: ignore[attr-defined]
             devnet.chain._admit(tx)  # type: ignore[attr-defined]
 
         self.devnet.run(put)

@@ -18,6 +18,7 @@ from payagent.core.strict_json import dumps
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import payments
 from payagent.wallet.keys import Signer, derive, seed_from_words
+from sim.forks import mint_fork_block
 
 TTL_S = 1_800
 LONG_S = 7_200
@@ -65,7 +66,7 @@ def fork_with(world: World, at_height: int, *raws: bytes) -> None:
     world.control("rollback", depth=depth)
     world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
     slot: int = world.devnet.run(lambda devnet: devnet.chain.tip.slot)
-    world.devnet.run(lambda devnet: devnet.chain.mint_fork_block(raws, slot))
+    world.devnet.run(lambda devnet: mint_fork_block(devnet.chain, raws, slot))
     world.block(depth + 1)
 
 

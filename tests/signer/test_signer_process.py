@@ -6,7 +6,6 @@ import os
 import platform
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -17,14 +16,15 @@ from pathlib import Path
 import pytest
 from kit.canaries import plant
 from kit.signer_bodies import CAPS, DAY_CAPS, REFUSED
+from kit.waiting_signer import WaitingSigner
 from kit.wallet import OWN, pay
 from nacl.bindings import crypto_sign_open
 
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile
-from payagent.signer.client import SignerProcess, unlocked
-from payagent.wallet.keys import Account, derive, seed_from_words
+from payagent.signer.client import AccountSigner, SignerProcess, unlocked
+from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.new_keystore import create
 from payagent.wallet.transaction import check, select, sign
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
@@ -39,7 +39,7 @@ ADA = 1_000_000
 SOMEBODY = 12_345
 ROOT = Path(__file__).parents[2]
 
-Unlocked = tuple[Account, SignerProcess]
+Unlocked = tuple[AccountSigner, SignerProcess]
 
 
 def furnished(folder: Path) -> Path:
@@ -64,8 +64,8 @@ def passphrase_of(folder: Path, text: str) -> SecretFile:
 def unlocking(folder: Path, network: str = "preprod", number: int = 0) -> Iterator[Unlocked]:
     source = SecretFile(folder / "passphrase", private=True)
     where, caps = (folder / "keystore.json", source, NETWORKS[network], number), (CAPS, DAY_CAPS)
-    with unlocked(*where, *caps) as (account, signer, _):
-        yield account, signer
+    with unlocked(*where, *caps) as (signer, _):
+        yield signer.accounts[0], signer
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def until_ended(pid: int) -> None:
 
 
 def test_the_signer_process_signs_the_same_bytes_as_the_key_itself(signer: Unlocked) -> None:
-    account, process = signer
+    account, _ = signer
     here = derive(seed_from_words(WORDS), PREPROD)
     assert account.address == here.address
     plan = select(
@@ -115,7 +115,7 @@ def test_the_signer_process_signs_the_same_bytes_as_the_key_itself(signer: Unloc
         ttl_slot=9,
         network_id=0,
     )
-    raw = sign(plan, process)
+    raw = sign(plan, WaitingSigner(account))
     check(raw, plan, here.signer.public_key)
     assert raw == sign(plan, here.signer)
 
@@ -127,36 +127,35 @@ def test_the_signer_refuses_what_its_policy_forbids_and_keeps_running(signer: Un
             continue  # this network's slot is far beyond the case's TTL
         raw = body.raw.replace(OWN.raw, account.address.raw)
         with pytest.raises(Refused) as caught:
-            process.sign(raw, paid)
+            WaitingSigner(account).sign(raw, paid)
         assert caught.value.name in ("signer_refused", "limit_exceeded", "asset_not_allowed"), name
         assert (caught.value.name == "limit_exceeded") == ("limit" in caught.value.context), name
     assert process.problem is None
     plan = select(
         UtxoIndex([Utxo("ab" * 32, 0, 9 * ADA)]), pay(ADA), change=account.address, ttl_slot=9, network_id=0
     )
-    signature = process.sign(plan.body, plan.paid)
-    assert crypto_sign_open(signature + bytes.fromhex(plan.tx_id), process.public_key) == bytes.fromhex(plan.tx_id)
+    signature = WaitingSigner(account).sign(plan.body, plan.paid)
+    assert crypto_sign_open(signature + bytes.fromhex(plan.tx_id), account.public_key) == bytes.fromhex(plan.tx_id)
 
 
 def test_each_account_signs_with_its_own_key_and_only_change_to_its_own_address(folder: Path) -> None:
     source, seed = SecretFile(folder / "passphrase", private=True), seed_from_words(WORDS)
-    with unlocked(folder / "keystore.json", source, PREPROD, 0, CAPS, DAY_CAPS, 3) as (first, process, _):
+    with unlocked(folder / "keystore.json", source, PREPROD, 0, CAPS, DAY_CAPS, 3) as (process, _):
         assert [one.address for one in process.accounts] == [derive(seed, PREPROD, n).address for n in range(3)]
         assert [one.number for one in process.accounts] == [0, 1, 2]
-        assert process.accounts[0] == first
         for account in process.accounts:
             inputs = UtxoIndex([Utxo(f"{account.number:064x}", 0, 9 * ADA)])
             plan = select(inputs, pay(ADA), change=account.address, ttl_slot=9, network_id=0)
-            raw = sign(plan, account.signer)
+            raw = sign(plan, WaitingSigner(account))
             assert raw == sign(plan, derive(seed, PREPROD, account.number).signer)
             for other in {*process.accounts} - {account}:
                 with pytest.raises(Refused, match="change, and does not pay this wallet"):
-                    other.signer.sign(plan.body, plan.paid)
+                    WaitingSigner(other).sign(plan.body, plan.paid)
 
 
 def test_what_all_accounts_sign_counts_against_the_same_cap_of_a_day(folder: Path) -> None:
     source, day_caps = SecretFile(folder / "passphrase", private=True), {"lovelace": 10 * ADA}
-    with unlocked(folder / "keystore.json", source, PREPROD, 0, CAPS, day_caps, 2) as (_, process, _):
+    with unlocked(folder / "keystore.json", source, PREPROD, 0, CAPS, day_caps, 2) as (process, _):
         one, two = (
             select(
                 UtxoIndex([Utxo(place * 64, 0, 9 * ADA)]),
@@ -167,9 +166,9 @@ def test_what_all_accounts_sign_counts_against_the_same_cap_of_a_day(folder: Pat
             )
             for place, of in zip("ab", process.accounts, strict=True)
         )
-        process.sign(one.body, one.paid, 0)
+        WaitingSigner(process.accounts[0]).sign(one.body, one.paid)
         with pytest.raises(Refused, match="10 ADA may be signed out of the wallet in 24 hours"):
-            process.sign(two.body, two.paid, 1)
+            WaitingSigner(process.accounts[1]).sign(two.body, two.paid)
 
 
 # How it starts
@@ -449,7 +448,7 @@ pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 with subprocess.Popen([sys.executable, "-c", thief], **pipes) as thief:
     assert thief.stdout.readline() == "watching\\n"
     source = SecretFile(folder / "passphrase", True)
-    with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {}, {}) as (_, signer, _):
+    with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {}, {}) as (signer, _):
         print(signer.pid)
         print(thief.communicate(timeout=60)[0], end="")
 """
@@ -513,12 +512,12 @@ except OSError as error:
 
 
 def test_a_killed_signer_is_lost_for_good_and_signs_nothing(folder: Path) -> None:
-    with unlocking(folder) as (_, process):
+    with unlocking(folder) as (account, process):
         send(process.pid, signal.SIGKILL)
         until_ended(process.pid)
         for _ in range(2):
             with pytest.raises(Refused) as caught:
-                process.sign(b"whatever", 0)
+                WaitingSigner(account).sign(b"whatever", 0)
             assert caught.value.name == "signer_lost"
         assert process.problem is not None
 
@@ -531,7 +530,7 @@ def test_stop_signals_for_the_daemon_do_not_stop_the_signer(signer: Unlocked) ->
     plan = select(
         UtxoIndex([Utxo("ab" * 32, 0, 9 * ADA)]), pay(ADA), change=account.address, ttl_slot=9, network_id=0
     )
-    assert len(process.sign(plan.body, plan.paid)) == 64
+    assert len(WaitingSigner(account).sign(plan.body, plan.paid)) == 64
 
 
 @pytest.fixture
@@ -539,7 +538,7 @@ def slow() -> Iterator[tuple[SignerProcess, socket.socket]]:
     """The daemon's end of the socket, and the signer's end for the test."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, its:
-        yield SignerProcess(ours, 0, bytes(32), bytes(28)), its
+        yield SignerProcess(ours, 0), its
 
 
 async def test_signatures_are_answered_in_order_without_blocking_the_event_loop(
@@ -547,14 +546,14 @@ async def test_signatures_are_answered_in_order_without_blocking_the_event_loop(
 ) -> None:
     process, its = slow
     process.watch(lambda: None)
-    first, second = (asyncio.create_task(process.signature(body, 1)) for body in (b"first", b"second"))
+    first, second = (asyncio.create_task(process.signature(body, 1, 0)) for body in (b"first", b"second"))
     loop = asyncio.get_running_loop()
     assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\1first"
     its.send(b"\0" + b"1" * 64)
     assert await first == b"1" * 64
     assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\1second"
     second.cancel()
-    third = asyncio.create_task(process.signature(b"third", 0))
+    third = asyncio.create_task(process.signature(b"third", 0, 0))
     its.send(b"\0" + b"2" * 64)
     assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\0third"
     its.send(b'\1{"name": "limit_exceeded", "detail": "too much", "context": {"limit": "signed_per_day"}}')
@@ -569,7 +568,9 @@ async def test_a_signature_cancelled_before_its_turn_is_not_requested(
 ) -> None:
     process, its = slow
     process.watch(lambda: None)
-    first, second, third = (asyncio.create_task(process.signature(body, 1)) for body in (b"1st", b"2nd", b"3rd"))
+    first, second, third = (
+        asyncio.create_task(process.signature(body, 1, 0)) for body in (b"1st", b"2nd", b"3rd")
+    )
     loop = asyncio.get_running_loop()
     assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\0011st"
     second.cancel()
@@ -590,7 +591,7 @@ async def test_every_waiting_signature_fails_when_the_signer_does_not_answer(
     process, its = slow
     lost: list[str] = []
     process.watch(lambda: lost.append("lost"))
-    waiting = [asyncio.create_task(process.signature(b"body", 1)) for _ in range(2)]
+    waiting = [asyncio.create_task(process.signature(b"body", 1, 0)) for _ in range(2)]
     for one in waiting:
         with pytest.raises(Refused, match="does not answer"):
             await one
@@ -599,7 +600,7 @@ async def test_every_waiting_signature_fails_when_the_signer_does_not_answer(
     with pytest.raises(BrokenPipeError):
         its.send(b"\0" + bytes(64))
     with pytest.raises(Refused, match="does not answer"):
-        await process.signature(b"later", 1)
+        await process.signature(b"later", 1, 0)
 
 
 async def test_when_the_signer_ends_every_waiting_signature_fails_and_the_daemon_is_told(
@@ -608,7 +609,7 @@ async def test_when_the_signer_ends_every_waiting_signature_fails_and_the_daemon
     process, its = slow
     lost: list[str] = []
     process.watch(lambda: lost.append("lost"))
-    waiting = [asyncio.create_task(process.signature(b"body", 1)) for _ in range(3)]
+    waiting = [asyncio.create_task(process.signature(b"body", 1, 0)) for _ in range(3)]
     await asyncio.get_running_loop().run_in_executor(None, its.recv, 100)
     its.close()
     for one in waiting:
@@ -619,19 +620,20 @@ async def test_when_the_signer_ends_every_waiting_signature_fails_and_the_daemon
     assert lost == ["lost", "told again"]
 
 
-def test_a_late_answer_is_never_taken_as_the_answer_to_the_next_request() -> None:
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, its:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000))
-        slow = SignerProcess(ours, 0, bytes(32), bytes(28))
-        with pytest.raises(Refused, match="does not answer"):
-            slow.sign(b"first", 0)
-        assert its.recv(100) == b"\0\0\0first"
-        with pytest.raises(BrokenPipeError):
-            its.send(b"\0" + bytes(64))
-        with pytest.raises(Refused, match="does not answer"):
-            slow.sign(b"second", 0)
-        assert its.recv(100) == b""
+async def test_a_late_answer_is_never_taken_as_the_answer_to_the_next_request(
+    slow: tuple[SignerProcess, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payagent.signer.client.ANSWER_S", 0.001)
+    process, its = slow
+    process.watch(lambda: None)
+    with pytest.raises(Refused, match="does not answer"):
+        await process.signature(b"first", 0, 0)
+    assert its.recv(100) == b"\0\0\0first"
+    with pytest.raises(BrokenPipeError):
+        its.send(b"\0" + bytes(64))
+    with pytest.raises(Refused, match="does not answer"):
+        await process.signature(b"second", 0, 0)
+    assert its.recv(100) == b""
 
 
 def test_the_signer_ends_when_its_context_manager_exits(folder: Path) -> None:
@@ -651,10 +653,10 @@ from payagent.signer.client import unlocked
 folder = Path({str(folder)!r})
 source = SecretFile(folder / "passphrase", True)
 with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {{}}, {{}}) as found:
-    handle = os.dup(found[1]._socket.fileno())
+    handle = os.dup(found[0]._socket.fileno())
     holds = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     holder = subprocess.Popen(holds, pass_fds=[handle])
-    print(found[1].pid, holder.pid, flush=True)
+    print(found[0].pid, holder.pid, flush=True)
     time.sleep(60)
 """
     daemon = subprocess.Popen(
@@ -686,7 +688,7 @@ from payagent.signer.client import unlocked
 folder = Path({str(folder)!r})
 source = SecretFile(folder / "passphrase", True)
 with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {{}}, {{}}) as found:
-    print(found[1].pid, flush=True)
+    print(found[0].pid, flush=True)
     time.sleep(60)
 """
     daemon = subprocess.Popen(

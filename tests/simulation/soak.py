@@ -46,6 +46,7 @@ from sim.clients import PARTNER, BuyerTask, ClientGoal
 from sim.disk import Disk
 from sim.fault_rates import QUIET, FaultRates
 from sim.fixtures import ADA, NETWORK, START_MS, account, canaries
+from sim.forks import mint_fork_block
 from sim.judge import Judge, Signed
 from sim.merchants import SimShop, SimTransport
 from sim.network import Net
@@ -152,7 +153,6 @@ class Forgetful(Net):
         super().__init__(*arguments)
         self._own = own
         self.chain.blocks = Window(self.chain.blocks)  # type: ignore[assignment]
-        self.chain._undos = Window(self.chain._undos)  # type: ignore[assignment]
         self.released_at: dict[str, int] = {}
         self.on_buried: Callable[[Tx], None] = lambda tx: None
 
@@ -163,13 +163,12 @@ class Forgetful(Net):
 
     def prune(self) -> None:
         chain, blocks = self.chain, self.chain.blocks
-        chain._undos.drop_below(chain.tip.height - KEPT_BLOCKS)  # type: ignore[attr-defined]
         buried = blocks.drop_below(chain.tip.height - KEPT_BLOCKS)  # type: ignore[attr-defined]
         for _, block in buried:
             for tx in block.txs:
                 self.on_buried(tx)
                 for ref in tx.inputs:
-                    chain._spender.pop(ref, None)  # for good: no fork gives it back
+                    chain.spender.pop(ref, None)  # for good: no fork gives it back
         old = [*blocks.kept.items(), *buried]  # type: ignore[attr-defined]
         blocks.kept = {  # type: ignore[attr-defined]
             height: block for height, block in old if any(self._has_utxos(tx) for tx in block.txs)
@@ -189,7 +188,7 @@ class Forgetful(Net):
         """Whether an output of it is a UTxO of the wallet, or becomes one again after a fork."""
         chain = self.chain
         return any(
-            out.address == self._own and ((tx.tx_id, index) in chain._utxos or (tx.tx_id, index) in chain._spender)
+            out.address == self._own and ((tx.tx_id, index) in chain.utxos or (tx.tx_id, index) in chain.spender)
             for index, out in enumerate(tx.outputs)
         )
 
@@ -198,8 +197,8 @@ class Forgetful(Net):
         chain._place.pop(tx.tx_id, None)
         for index, out in enumerate(tx.outputs):
             ref = (tx.tx_id, index)
-            if chain._utxos.pop(ref, None) is not None:
-                del chain._refs_at[out.address][ref]
+            if chain.utxos.pop(ref, None) is not None:
+                chain._refs_at[out.address].remove(ref)
 
     def split(self, since: DevnetBlock) -> tuple[int, int, int]:
         """The other branch wins: (blocks undone, transactions lost by it, transactions that landed on it)."""
@@ -225,7 +224,7 @@ class Forgetful(Net):
                     chosen.append(tx)
             landed = {tx.tx_id for tx in chosen}
             heard = [pair for pair in heard if pair[1].tx_id not in landed]
-            made.append(chain.mint_fork_block([tx.raw for tx in chosen], slot))
+            made.append(mint_fork_block(chain, [tx.raw for tx in chosen], slot))
         self.on_blocks(made)
         return depth, len(lost), sum(len(block.txs) for block in made)
 
