@@ -170,7 +170,7 @@ class SimProvider:
                 return Unknown("the output is not there")
             out = (made, int(index))
             on_branch = None if self._branch is None else self._branch.spender_of(out)
-            tx_id = on_branch or self._net.chain.spender_of(out)
+            tx_id = on_branch or self._net.chain.spender.get(out)
             block = None if tx_id is None or self._lies("denies") else self._block_of(tx_id, top)
             if tx_id is None or block is None:
                 return self._denial(top)
