@@ -68,7 +68,7 @@ class Habits:
 
 KINDS = ("plain", "many machines", "own index")
 """What a provider can deny. One of many machines says how far the machine is that answers. An index of our address
-alone cannot deny a transaction, unless it makes an output of ours or spends one that the index knows.
+alone cannot deny a transaction of which it knows no output of ours.
 """
 
 LIES = ("frozen", "denies", "invents_block", "invents_coins", "takes_and_drops", "parameters", "tip_ahead")
@@ -151,10 +151,9 @@ class SimProvider:
             block = self._block_of(tx_id, top) or self._misplaces(tx_id, top)
             if block is not None:
                 return Found(TxSeen(tx_id, block.hash, block.height, block.slot))
-            maker = touches.partition("#")[0] if touches else ""
-            if self._habits.kind == "own index" and maker != tx_id and not self._block_of(maker, top):
+            if self._habits.kind == "own index" and touches is None:
                 self._story.reach("an index of our address cannot deny a transaction")
-                return Unknown("it knows no output that this transaction spends")
+                return Unknown("it knows only what touches our outputs")
             return self._denial(top)
 
         answer = await self._read(read)
