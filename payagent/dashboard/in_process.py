@@ -27,9 +27,9 @@ class ApiRefusedError(Exception):
         self.problem = problem
 
     @classmethod
-    def of(cls, refused: Refused) -> Self:
+    def of(cls, refused: Refused, request_id: str = "") -> Self:
         """The same for what a page refuses itself, such as an amount that cannot be read."""
-        return cls(refused.problem.status, problem_of(refused, "").model_dump())
+        return cls(refused.problem.status, problem_of(refused, request_id).model_dump())
 
 
 @dataclass(frozen=True, slots=True)
