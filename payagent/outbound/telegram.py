@@ -115,20 +115,18 @@ class TelegramBot(ServiceClient):
         return await self._call(method, fields, TIMEOUT_S, chat_id)
 
     async def _call(self, method: str, fields: Mapping[str, object], timeout_s: float, chat_id: int = 0) -> object:
-        reply = await self.post(f"{self._base}/{method}", json.dumps(fields).encode(), timeout_s)
+        status, raw = await self.post(f"{self._base}/{method}", json.dumps(fields).encode(), timeout_s)
         try:
-            answer = loads(reply.body, max_bytes=ANSWER_MAX_BYTES, max_depth=_JSON_DEPTH_MAX, any_text=True)
+            answer = loads(raw, max_bytes=ANSWER_MAX_BYTES, max_depth=_JSON_DEPTH_MAX, any_text=True)
         except Refused:
             answer = None
-        if not isinstance(answer, dict):
-            raise ServiceError(f"it answered {reply.status}", reply.status)
-        if answer.get("ok") is True:
-            return answer.get("result")
-        wait_s = value_at(answer, "parameters", "retry_after")
-        if not isinstance(wait_s, int) or wait_s <= 0:
-            raise ServiceError(f"it answered {reply.status}", reply.status)
-        self.wait(wait_s, chat_id)
-        raise ServiceError(f"it answered {reply.status}", reply.status, wait_s)
+        if value_at(answer, "ok") is True:
+            return value_at(answer, "result")
+        asked_s = value_at(answer, "parameters", "retry_after")
+        wait_s = asked_s if isinstance(asked_s, int) and asked_s > 0 else None
+        if wait_s is not None:
+            self.wait(wait_s, chat_id)
+        raise ServiceError(f"it answered {status}", status, wait_s)
 
 
 _NO_PREVIEW = {"link_preview_options": {"is_disabled": True}}
