@@ -186,18 +186,19 @@ async def _not_valid(request: Request, error: Exception) -> Response:
     return _problem(request, Refused("bad_request", f"the parameter {key!a}: {what_is_wrong(first)}", key=key))
 
 
-_BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
+_BY_STATUS = {
+    404: ("not_found", "there is no such path"),
+    405: ("method_not_allowed", "the path does not take this method"),
+}
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
     """Errors that FastAPI raises itself: unknown path, wrong method, unreadable body."""
     if not isinstance(error, HTTPException):
         raise error
-    code = _BY_STATUS.get(error.status_code, "bad_request")
-    details = {"not_found": "there is no such path", "method_not_allowed": "the path does not take this method"}
-    refused = Refused(code, details.get(code, "the request is not understood"))
+    refused = Refused(*_BY_STATUS.get(error.status_code, ("bad_request", "the request is not understood")))
     headers, route = dict(error.headers or {}), request.scope.get("route")
-    if code == "method_not_allowed" and isinstance(route, APIRoute):
+    if error.status_code == 405 and isinstance(route, APIRoute):
         # FastAPI lists the methods of the path's first route only
         headers["Allow"] = ", ".join(sorted(request.app.state.methods[route.path]))
     return _problem(request, refused, headers)

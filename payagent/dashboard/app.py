@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from hmac import compare_digest
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, quote
 
 import structlog
@@ -146,9 +146,7 @@ class Dashboard:
                 response = await self._respond(scope, receive, request_id)
                 await response(scope, receive, answer)
             except asyncio.CancelledError:  # the server stops
-                task = asyncio.current_task()
-                if task is not None:
-                    task.uncancel()
+                cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
                 await break_off(scope, receive)
             except ClientDisconnect:
                 log.info("dashboard.client_gone")
