@@ -26,6 +26,7 @@ from payagent.api.http.connection_limits import break_off
 from payagent.api.http.problems import BrokenOffError
 from payagent.api.http.sessions import Session, Sessions
 from payagent.api.routes.auth import SESSION_IS_OPEN
+from payagent.api.routes.params import bounded_body
 from payagent.core.problems import Refused
 from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
@@ -311,13 +312,9 @@ async def read_form(request: Request) -> dict[str, str]:
     """The fields of a form. A name that comes again is a list, joined by commas: boxes that were ticked."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise Refused("media_type_refused", "a form is sent as application/x-www-form-urlencoded")
-    raw = b""
     try:
         async with asyncio.timeout(FORM_S):
-            async for piece in request.stream():
-                raw += piece
-                if len(raw) > FORM_MAX_BYTES:
-                    raise Refused("body_too_big", f"the form has more than {FORM_MAX_BYTES} bytes")
+            raw = await bounded_body(request, FORM_MAX_BYTES, "form")
     except TimeoutError:
         raise Refused("body_too_slow", "the form did not arrive in time") from None
     fields: dict[str, str] = {}
