@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from functools import cache, partial
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -177,34 +177,30 @@ def _describing(openapi: Callable[[], dict[str, Any]]) -> Callable[[Request], Aw
     return describe
 
 
-async def _not_valid(request: Request, error: Exception) -> Response:
-    """A bad path or query parameter. The answer does not repeat the value that was sent."""
+async def _not_valid(_request: Request, error: Exception) -> NoReturn:
+    """A bad path or query parameter. The refusal does not repeat the value that was sent."""
     if not isinstance(error, RequestValidationError):
         raise error
     first = error.errors()[0]
     key = str(first["loc"][-1])[:80]
-    return _problem(request, Refused("bad_request", f"the parameter {key!a}: {what_is_wrong(first)}", key=key))
+    raise Refused("bad_request", f"the parameter {key!a}: {what_is_wrong(first)}", key=key)
 
 
-_BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
+_BY_STATUS = {
+    404: ("not_found", "there is no such path"),
+    405: ("method_not_allowed", "the path does not take this method"),
+}
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
     """Errors that FastAPI raises itself: unknown path, wrong method, unreadable body."""
     if not isinstance(error, HTTPException):
         raise error
-    code = _BY_STATUS.get(error.status_code, "bad_request")
-    details = {"not_found": "there is no such path", "method_not_allowed": "the path does not take this method"}
-    refused = Refused(code, details.get(code, "the request is not understood"))
+    refused = Refused(*_BY_STATUS.get(error.status_code, ("bad_request", "the request is not understood")))
     headers, route = dict(error.headers or {}), request.scope.get("route")
-    if code == "method_not_allowed" and isinstance(route, APIRoute):
+    if error.status_code == 405 and isinstance(route, APIRoute):
         # FastAPI lists the methods of the path's first route only
         headers["Allow"] = ", ".join(sorted(request.app.state.methods[route.path]))
-    return _problem(request, refused, headers)
-
-
-def _problem(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:
-    """Count the refusal and return it as a problem response."""
     fleet: Fleet = request.app.state.fleet
     fleet.context.metrics.refusals[refused.code] += 1
     return problem_response(refused, request.state.request_id, headers)

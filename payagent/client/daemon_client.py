@@ -9,6 +9,8 @@ import os
 import re
 import ssl
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,83 +84,73 @@ class DaemonAddress:
         if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in (0, os.geteuid()):
             raise own_error("config_invalid", f"{self.socket} is not this user's socket: no token is sent there")
 
-    def options(self) -> dict[str, Any]:
-        """The options common to both clients."""
-        return {
-            "base_url": self.url,
-            "trust_env": False,
-            "follow_redirects": False,
-            "timeout": _timeout(_TIMEOUT_S),
-        }
-
-    def transport_options(self) -> dict[str, Any]:
-        # No certificates: nothing here speaks TLS, and loading them takes longer than the request.
-        uds = None if self.socket is None else str(self.socket)
-        return {"uds": uds, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "limits": _LIMITS}
-
     def not_running(self) -> Exception:
         return own_error("daemon_not_running", f"nothing listens on {self.socket or self.url}")
 
-    def no_answer(self, ask: AskDaemon, error: Exception) -> Exception:
-        return own_error("daemon_timeout", f"it did not answer {ask.method} {ask.path}: {type(error).__name__}")
 
+class _Client:
+    """What both clients do alike. `_types`: httpx's client and transport."""
 
-class DaemonClient:
-    """Blocking client. It can be used again after `close`, like httpx's own transports."""
+    _types: tuple[type[Any], type[Any]]
 
     def __init__(self, address: DaemonAddress) -> None:
         self._address = address
         self._open()
 
     def _open(self) -> None:
-        transport = httpx.HTTPTransport(**self._address.transport_options())
-        self._http = httpx.Client(transport=transport, **self._address.options())
+        client, transport = self._types
+        uds = None if self._address.socket is None else str(self._address.socket)
+        # Nothing here speaks TLS, and loading them takes longer than the request.
+        no_certificates = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._http = client(
+            transport=transport(uds=uds, verify=no_certificates, limits=_LIMITS),
+            base_url=self._address.url,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=_timeout(_TIMEOUT_S),
+        )
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
-        return f"Daemon({self._address!r})"
+        return f"{type(self).__name__}({self._address!r})"
 
-    def ask(self, ask: AskDaemon) -> DaemonReply:
+    @contextmanager
+    def _asking(self, ask: AskDaemon) -> Iterator[None]:
+        """Raises `PayAgentError` in place of what httpx raises."""
         self._address.require_own_socket()
         if self._pid != os.getpid():  # forked: two processes on one connection would mix up answers
             self._open()
         try:
-            return _reply(self._http.request(**self._address.request(ask)))
+            yield
         except httpx.ConnectError:
             raise self._address.not_running() from None
         except (httpx.HTTPError, ValueError) as error:
-            raise self._address.no_answer(ask, error) from None
+            detail = f"it did not answer {ask.method} {ask.path}: {type(error).__name__}"
+            raise own_error("daemon_timeout", detail) from None
+
+
+class DaemonClient(_Client):
+    """Blocking client. It can be used again after `close`, like httpx's own transports."""
+
+    _types = (httpx.Client, httpx.HTTPTransport)
+
+    def ask(self, ask: AskDaemon) -> DaemonReply:
+        with self._asking(ask):
+            return _reply(self._http.request(**self._address.request(ask)))
 
     def close(self) -> None:
         self._http.close()
         self._open()
 
 
-class AsyncDaemonClient:
+class AsyncDaemonClient(_Client):
     """Async client. It can be used again after `aclose`."""
 
-    def __init__(self, address: DaemonAddress) -> None:
-        self._address = address
-        self._open()
-
-    def _open(self) -> None:
-        transport = httpx.AsyncHTTPTransport(**self._address.transport_options())
-        self._http = httpx.AsyncClient(transport=transport, **self._address.options())
-        self._pid = os.getpid()
-
-    def __repr__(self) -> str:
-        return f"AsyncDaemon({self._address!r})"
+    _types = (httpx.AsyncClient, httpx.AsyncHTTPTransport)
 
     async def ask(self, ask: AskDaemon) -> DaemonReply:
-        self._address.require_own_socket()
-        if self._pid != os.getpid():
-            self._open()
-        try:
+        with self._asking(ask):
             return _reply(await self._http.request(**self._address.request(ask)))
-        except httpx.ConnectError:
-            raise self._address.not_running() from None
-        except (httpx.HTTPError, ValueError) as error:
-            raise self._address.no_answer(ask, error) from None
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -97,29 +97,23 @@ async def awatched(parts: AsyncIterable[bytes], at_end: Callable[[], Awaitable[N
 
 def read_up_to(stream: httpx.SyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
     """Return (the whole body, or None if it is longer; a stream from its start)."""
-    parts: list[bytes] = []
-    size = 0
+    raw = bytearray()
     rest = iter(stream)
     for part in rest:
-        parts.append(part)
-        size += len(part)
-        if size > most_bytes:
-            return None, Begun(parts, rest, stream)
+        raw += part
+        if len(raw) > most_bytes:
+            return None, Begun((bytes(raw),), rest, stream)
     stream.close()
-    raw = b"".join(parts)
-    return raw, httpx.ByteStream(raw)
+    return bytes(raw), httpx.ByteStream(bytes(raw))
 
 
 async def aread_up_to(stream: httpx.AsyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
     """`read_up_to` for `async for`."""
-    parts: list[bytes] = []
-    size = 0
+    raw = bytearray()
     rest = aiter(stream)
     async for part in rest:
-        parts.append(part)
-        size += len(part)
-        if size > most_bytes:
-            return None, Begun(parts, rest, stream)
+        raw += part
+        if len(raw) > most_bytes:
+            return None, Begun((bytes(raw),), rest, stream)
     await stream.aclose()
-    raw = b"".join(parts)
-    return raw, httpx.ByteStream(raw)
+    return bytes(raw), httpx.ByteStream(bytes(raw))

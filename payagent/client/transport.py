@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -91,14 +91,6 @@ class Asks(Protocol):
     def close(self) -> None: ...
 
 
-class AsksAsync(Protocol):
-    """The part of a daemon client that an async transport uses."""
-
-    async def ask(self, ask: AskDaemon) -> DaemonReply: ...
-
-    async def aclose(self) -> None: ...
-
-
 class PayAgentTransport(httpx.BaseTransport):
     """Sends requests through `inner`. The daemon pays a merchant's 402, and the request is retried.
 
@@ -157,7 +149,7 @@ class PayAgentTransport(httpx.BaseTransport):
                 opened = _opened(step, result, opened)
                 step = steps.send(result)
         except StopIteration as end:
-            return self._hand_on(end.value)
+            return _handed_on(end.value, watched, self._report)
         except BaseException:
             steps.close()
             if opened is not None:
@@ -181,14 +173,6 @@ class PayAgentTransport(httpx.BaseTransport):
             case Sleep(seconds):
                 return time.sleep(seconds)
 
-    def _hand_on(self, final: FinalAnswer) -> httpx.Response:
-        answer, payment_id = final.answer, final.payment_id
-        if payment_id is not None:
-            delivered = _delivered(payment_id, answer)
-            parts = watched(cast("httpx.SyncByteStream", answer.stream), lambda: self._report(delivered))
-            answer.stream = Begun((), parts, answer.stream)
-        return answer
-
     def _report(self, ask: AskDaemon) -> None:
         with _reporting(self._requests, ask):
             self._daemon.ask(ask).value()
@@ -201,7 +185,7 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         self,
         inner: httpx.AsyncBaseTransport | None = None,
         *,
-        daemon: str | Path | AsksAsync = DEFAULT,
+        daemon: str | Path | AsyncDaemonClient = DEFAULT,
         token: str | None = None,
         max_cost_units: int | None = None,
         max_cost_asset: str | None = None,
@@ -236,7 +220,7 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
                 opened = _opened(step, result, opened)
                 step = steps.send(result)
         except StopIteration as end:
-            return self._hand_on(end.value)
+            return _handed_on(end.value, awatched, self._report)
         except BaseException:
             steps.close()
             if opened is not None:
@@ -263,14 +247,6 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
 
-    def _hand_on(self, final: FinalAnswer) -> httpx.Response:
-        answer, payment_id = final.answer, final.payment_id
-        if payment_id is not None:
-            delivered = _delivered(payment_id, answer)
-            parts = awatched(cast("httpx.AsyncByteStream", answer.stream), lambda: self._report(delivered))
-            answer.stream = Begun((), parts, answer.stream)
-        return answer
-
     async def _report(self, ask: AskDaemon) -> None:
         with _reporting(self._requests, ask):
             (await self._daemon.ask(ask)).value()
@@ -290,8 +266,15 @@ def _reporting(requests: PaidRequests, ask: AskDaemon) -> Iterator[None]:
         raise
 
 
-def _delivered(payment_id: str, answer: httpx.Response) -> AskDaemon:
-    return AskDaemon("POST", delivery_path(payment_id), {"status": answer.status_code})
+def _handed_on(
+    final: FinalAnswer, watch: Callable[..., Any], report: Callable[[AskDaemon], object]
+) -> httpx.Response:
+    """The answer for the program. Its last byte counts as the delivery of its payment."""
+    answer, payment_id = final.answer, final.payment_id
+    if payment_id is not None:
+        delivered = AskDaemon("POST", delivery_path(payment_id), {"status": answer.status_code})
+        answer.stream = Begun((), watch(answer.stream, lambda: report(delivered)), answer.stream)
+    return answer
 
 
 def _peeked(

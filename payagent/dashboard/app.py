@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from hmac import compare_digest
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, quote
 
 import structlog
@@ -23,9 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from payagent.agent.operator.approval_links import PREFIX
 from payagent.api.http.connection_limits import break_off
-from payagent.api.http.problems import BrokenOffError, problem_of
+from payagent.api.http.problems import BrokenOffError
 from payagent.api.http.sessions import Session, Sessions
 from payagent.api.routes.auth import SESSION_IS_OPEN
+from payagent.api.routes.params import bounded_body
 from payagent.core.problems import Refused
 from payagent.dashboard.checks import Checks
 from payagent.dashboard.in_process import ApiRefusedError, InProcessApi
@@ -146,9 +147,7 @@ class Dashboard:
                 response = await self._respond(scope, receive, request_id)
                 await response(scope, receive, answer)
             except asyncio.CancelledError:  # the server stops
-                task = asyncio.current_task()
-                if task is not None:
-                    task.uncancel()
+                cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
                 await break_off(scope, receive)
             except ClientDisconnect:
                 log.info("dashboard.client_gone")
@@ -160,8 +159,8 @@ class Dashboard:
                 log.exception("dashboard.failed", page=page)
                 if started:
                     raise
-                refused = Refused("internal_error", "the page failed; see the log")
-                await self._problem(refused, request_id)(scope, receive, answer)
+                failed = ApiRefusedError.of(Refused("internal_error", "the page failed; see the log"), request_id)
+                await self._alone(failed)(scope, receive, answer)
 
     async def _respond(self, scope: Scope, receive: Receive, request_id: str) -> Response:
         request, path = Request(scope, receive), scope["path"]
@@ -180,7 +179,7 @@ class Dashboard:
                     return opened
             return await self._visit(request)
         except Refused as refused:
-            return self._problem(refused, request_id)
+            return self._alone(ApiRefusedError.of(refused, request_id))
 
     async def _visit(self, request: Request) -> Response:
         scope = request.scope
@@ -220,9 +219,10 @@ class Dashboard:
             return await self._once(visit, one) if one.is_form else await one.handler(visit)
         except ApiRefusedError as refused:
             try:
-                return await visit.page("problem.html", refused.status, refused.problem)
-            except ApiRefusedError:  # the frame reads from the API too
-                return self._alone(refused, visit)
+                return await visit.page("problem.html", refused)
+            except ApiRefusedError:  # the frame reads from the API too, and pausing is still possible
+                csrf = visit.session.csrf if visit.may("operate") else ""
+                return self._alone(refused, csrf=csrf, new_order=visit.new_order)
 
     def _find(self, scope: Scope) -> tuple[Route, DashboardPage] | None:
         return next(((route, one) for route, one in self._pages if route.matches(scope)[0] is Match.FULL), None)
@@ -253,7 +253,7 @@ class Dashboard:
         if before is not None:
             same: Response = await asyncio.shield(before)
             return same
-        handled = session.done[order] = asyncio.ensure_future(one.handler(visit))
+        handled = session.done[order] = asyncio.ensure_future(_carried_out(visit, one))
         led_to: str | None = None
         try:
             response: Response = await handled
@@ -272,22 +272,20 @@ class Dashboard:
         is_used = not (is_refresh(request) or request.url.path == "/ui/events")
         return None if cookie is None else self._sessions.find(cookie, is_used=is_used)
 
-    def _alone(self, refused: ApiRefusedError, visit: Visit) -> HTMLResponse:
-        """The same without the frame: pausing is still possible."""
-        html = self._renderer.html(
-            "alone_problem.html",
-            problem=refused.problem,
-            csrf=visit.session.csrf if visit.may("operate") else "",
-            new_order=visit.new_order,
-        )
+    def _alone(self, refused: ApiRefusedError, **values: object) -> HTMLResponse:
+        """The page of a refusal without the frame."""
+        html = self._renderer.html("alone_problem.html", problem=refused.problem, **{"csrf": "", **values})
         return HTMLResponse(html, refused.status)
 
-    def _problem(self, refused: Refused, request_id: str) -> HTMLResponse:
-        """The page of a refusal for which there is no frame."""
-        problem = problem_of(refused, request_id).model_dump()
-        return HTMLResponse(
-            self._renderer.html("alone_problem.html", problem=problem, csrf=""), refused.problem.status
-        )
+
+async def _carried_out(visit: Visit, one: DashboardPage) -> Response:
+    try:
+        return await one.handler(visit)
+    except (ApiRefusedError, Refused) as error:
+        if one.refused_on is None:
+            raise
+        refused = ApiRefusedError.of(error) if isinstance(error, Refused) else error
+    return await one.refused_on(visit, refused)
 
 
 def _forget_answer(session: Session, order: str, led_to: str) -> None:
@@ -314,13 +312,9 @@ async def read_form(request: Request) -> dict[str, str]:
     """The fields of a form. A name that comes again is a list, joined by commas: boxes that were ticked."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise Refused("media_type_refused", "a form is sent as application/x-www-form-urlencoded")
-    raw = b""
     try:
         async with asyncio.timeout(FORM_S):
-            async for piece in request.stream():
-                raw += piece
-                if len(raw) > FORM_MAX_BYTES:
-                    raise Refused("body_too_big", f"the form has more than {FORM_MAX_BYTES} bytes")
+            raw = await bounded_body(request, FORM_MAX_BYTES, "form")
     except TimeoutError:
         raise Refused("body_too_slow", "the form did not arrive in time") from None
     fields: dict[str, str] = {}

@@ -7,7 +7,6 @@ from typing import Any
 
 from payagent.core.money import LOVELACE, NO_TOKENS, Tokens, parse_amount_of
 from payagent.core.problems import Refused
-from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.text import asset_name
 
 LIFETIMES = {"90d": "in 90 days", "30d": "in 30 days", "12h": "in 12 hours", "never": "never"}
@@ -64,14 +63,9 @@ def on_page(problem: Mapping[str, Any], form: Mapping[str, str]) -> dict[str, An
 
 
 def units_of(form: Mapping[str, str], name: str, asset: str = LOVELACE, tokens: Tokens = NO_TOKENS) -> str | None:
-    """The units of a field. None if it is empty. Raises `ApiRefusedError`: `amount_invalid`."""
+    """The units of a field. None if it is empty. Refused: `amount_invalid`."""
     text = form.get(name, "")
-    if not text:
-        return None
-    try:
-        return str(read_units(text, asset, tokens, name))
-    except Refused as refused:
-        raise ApiRefusedError.of(refused) from None
+    return str(read_units(text, asset, tokens, name)) if text else None
 
 
 def read_units(text: str, asset: str, tokens: Tokens, field: str = "amount") -> int:
@@ -92,11 +86,9 @@ def ticked(form: Mapping[str, str], name: str) -> list[str]:
 
 
 def expiry_of(form: Mapping[str, str]) -> str | None:
-    """When a token that is made now ends, as RFC 3339. None: never. Raises `ApiRefusedError`: `bad_request`."""
+    """When a token that is made now ends, as RFC 3339. None: never. Refused: `bad_request`."""
     name = form.get("expires", "")
     if name not in LIFETIMES:
-        raise ApiRefusedError.of(
-            Refused("bad_request", f"expires must be one of {', '.join(LIFETIMES)}", key="expires")
-        )
+        raise Refused("bad_request", f"expires must be one of {', '.join(LIFETIMES)}", key="expires")
     ahead = _AHEAD.get(name)
     return None if ahead is None else (datetime.now(UTC) + ahead).isoformat(timespec="seconds")

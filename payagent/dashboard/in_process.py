@@ -27,9 +27,9 @@ class ApiRefusedError(Exception):
         self.problem = problem
 
     @classmethod
-    def of(cls, refused: Refused) -> Self:
+    def of(cls, refused: Refused, request_id: str = "") -> Self:
         """The same for what a page refuses itself, such as an amount that cannot be read."""
-        return cls(refused.problem.status, problem_of(refused, "").model_dump())
+        return cls(refused.problem.status, problem_of(refused, request_id).model_dump())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +57,19 @@ class InProcessApi:
         headers = [] if body is None else [(b"content-type", b"application/json")]
         if key is not None:
             headers.append((b"idempotency-key", key.encode()))
-        status, parts = 0, []
-        is_read = False
+        unread: list[Message] = [{"type": "http.request", "body": raw, "more_body": False}]
+        sent: list[Message] = []
 
         async def receive() -> Message:
-            nonlocal is_read
-            if is_read:  # the caller stays
+            if not unread:  # the caller stays
                 await anyio.sleep_forever()
-            is_read = True
-            return {"type": "http.request", "body": raw, "more_body": False}
+            return unread.pop()
 
         async def send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            else:
-                parts.append(message.get("body", b""))
+            sent.append(message)
 
         await self.app(self._scope(method, path, query, headers), receive, send)
-        return status, json.loads(b"".join(parts))
+        return sent[0]["status"], json.loads(b"".join(one.get("body", b"") for one in sent))
 
     async def stream(self, path: str, query: str, receive: Receive, send: Send) -> None:
         """Give a GET's answer to the browser as it comes, such as an export."""

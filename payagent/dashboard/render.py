@@ -51,8 +51,6 @@ class Renderer:
         self.environment.globals |= facts | {"asset": {name: address for name, (address, _, _) in assets.items()}}
         self.environment.filters |= {
             "amount": text.amount,
-            "ada": text.ada,
-            "brief_ada": text.brief_ada,
             "amount_text": text.amount_text,
             "asset_name": text.asset_name,
             "when": text.when,

@@ -65,8 +65,8 @@ class SignInPages:
         link = self._sessions.link(request.path_params["secret"])
         if link is None:
             return self._page("", is_wrong=True)
-        scopes, asked_at = ", ".join(sorted(link.scopes)), iso_time(link.asked_at_ms)
-        return HTMLResponse(self._renderer.html("enter.html", app=link.app_name, scopes=scopes, asked_at=asked_at))
+        scopes, asked_at = ", ".join(sorted(link.app.scopes)), iso_time(link.asked_at_ms)
+        return HTMLResponse(self._renderer.html("enter.html", app=link.app.name, scopes=scopes, asked_at=asked_at))
 
     async def enter(self, request: Request) -> Response:
         opened = self._sessions.enter(request.path_params["secret"])

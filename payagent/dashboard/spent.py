@@ -6,7 +6,6 @@ costs the same however long the ledger is.
 Never: SQL; adds amounts of two assets.
 """
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -46,18 +45,10 @@ async def spent(visit: Visit) -> Sums:
     first = days()[0]
     last, before = visit.kept.get("spent", (None, {}))
     answer = await visit.api.get("/v1/ledger/spend", by="merchant,app,day", since=f"{first}T00:00:00Z", after=last)
-    more = {
-        SpentOn(*(row[name] for name in SpentOn._fields)): Sum(int(row["total"]), row["payments"])
-        for row in answer["spend"]
-    }
-    sums = {on: one for on, one in _added(before, more).items() if on.day >= first}
-    visit.kept["spent"] = answer["last_entry"], sums
-    return sums
-
-
-def _added(before: Mapping[SpentOn, Sum], more: Mapping[SpentOn, Sum]) -> Sums:
-    sums = dict(before)
-    for on, one in more.items():
+    sums: Sums = {on: one for on, one in before.items() if on.day >= first}
+    for row in answer["spend"]:
+        on = SpentOn(*(row[name] for name in SpentOn._fields))
         total, payments = sums.get(on, Sum(0, 0))
-        sums[on] = Sum(total + one.total, payments + one.payments)
+        sums[on] = Sum(total + int(row["total"]), payments + row["payments"])
+    visit.kept["spent"] = answer["last_entry"], sums
     return sums

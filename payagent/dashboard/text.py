@@ -54,19 +54,9 @@ def _visible(char: str) -> str:
     )
 
 
-def ada(units: int | str) -> str:
-    """Lovelace as ADA with six decimals and without the unit."""
-    return show_number(int(units), 6)
-
-
-def number(units: int | str, asset: str, tokens: Tokens) -> str:
+def number(units: int | str, asset: str = LOVELACE, tokens: Tokens = NO_TOKENS) -> str:
     """An amount with all decimals and without its unit."""
     return show_number(int(units), name_and_decimals(asset, tokens)[1])
-
-
-def brief_ada(units: int | str) -> str:
-    """Lovelace as ADA without trailing zeros, for sentences."""
-    return show_amount(LOVELACE, int(units), NO_TOKENS)
 
 
 def asset_name(asset: str, tokens: Tokens) -> str:

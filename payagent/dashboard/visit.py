@@ -66,9 +66,9 @@ class Visit:
         return bool(self.app.scopes & set(scopes))
 
     async def page(
-        self, template: str, status: int = 200, problem: Mapping[str, Any] | None = None, **values: object
+        self, template: str, refused: ApiRefusedError | None = None, /, *, status: int = 200, **values: object
     ) -> HTMLResponse:
-        """Render a page in the frame that all pages share. `problem`: a refusal to show above it."""
+        """Render a page in the frame that all pages share. `refused`: a refusal to show above it."""
         notice = ""
         if not is_refresh(self.request):  # else the script would take the notice away from the next page
             notice, self.session.notice = self.session.notice, ""
@@ -83,11 +83,12 @@ class Visit:
             "csrf": self.session.csrf,
             "new_order": self.new_order,
             "notice": notice,
-            "problem": None if problem is None else on_page(problem, self.form),
+            "problem": None if refused is None else on_page(refused.problem, self.form),
             "form": self.form,
             **await self._health(),
         }
-        return HTMLResponse(self.renderer.html(template, **shell, **values), status)
+        html = self.renderer.html(template, **shell, **values)
+        return HTMLResponse(html, status if refused is None else refused.status)
 
     async def _health(self) -> dict[str, Any]:
         """What the frame shows on every page: whether payagent pays, the chain, and what waits."""
@@ -120,6 +121,7 @@ class Visit:
 
 
 Handler = Callable[[Visit], Awaitable[Response]]
+RefusalPage = Callable[[Visit, ApiRefusedError], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +135,17 @@ class MenuEntry:
 
 @dataclass(frozen=True, slots=True)
 class DashboardPage:
-    """A path of the dashboard. The session's app needs one of `scopes`. A form answers POST, a page GET."""
+    """A path of the dashboard. The session's app needs one of `scopes`. A form answers POST, a page GET.
+
+    `refused_on`: the page that shows why a form was refused. Without it, a page of its own says so.
+    """
 
     path: str
     handler: Handler
     scopes: tuple[str, ...] = ("read", "operate")
     is_form: bool = False
     entry: MenuEntry | None = None
+    refused_on: RefusalPage | None = None
 
     def leads_to(self, path: str) -> bool:
         """Whether the navigation marks this page at a path: at its own and at those below it."""
@@ -150,14 +156,11 @@ def page(path: str, handler: Handler, *scopes: str, entry: MenuEntry | None = No
     return DashboardPage(path, handler, scopes or ("read", "operate"), entry=entry)
 
 
-def form(path: str, handler: Handler, *scopes: str) -> DashboardPage:
-    return DashboardPage(path, handler, scopes or ("operate",), is_form=True)
+def form(path: str, handler: Handler, *scopes: str, refused_on: RefusalPage | None = None) -> DashboardPage:
+    return DashboardPage(path, handler, scopes or ("operate",), is_form=True, refused_on=refused_on)
 
 
 def menu_of(pages: Sequence[DashboardPage]) -> list[list[DashboardPage]]:
     """The navigation: the pages with an entry, by group and place."""
     placed = sorted((one.entry.place, one.path, one) for one in pages if one.entry is not None)
     return [[one for _, _, one in group] for _, group in groupby(placed, key=lambda found: found[0][0])]
-
-
-__all__ = ["ApiRefusedError", "DashboardPage", "Handler", "MenuEntry", "Visit", "form", "menu_of", "page"]

@@ -6,7 +6,8 @@ Never: asks in form mode, which an agent may answer itself; sends a signed appro
 """
 
 import asyncio
-from typing import Any, Self
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from mcp.server.mcpserver import Context
 from mcp_types import ClientCapabilities, ElicitRequest, ElicitRequestURLParams, InputRequiredResult
@@ -19,7 +20,7 @@ _IN_RESULT = "2026-07-28"
 """From this version on, a server asks the client by a result, and the client repeats its call."""
 
 
-class ToolWait:
+class ToolWait(AbstractAsyncContextManager["ToolWait", None]):
     """The wait of one tool call: reports its progress, and sends the person to the payment's page once.
 
     `request` is the result to return instead of the tool's, if the client is asked by a result.
@@ -29,9 +30,6 @@ class ToolWait:
         self._ctx = ctx
         self._asking: asyncio.Task[Any] | None = None
         self.request: InputRequiredResult | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_error: object) -> None:
         if self._asking is not None:

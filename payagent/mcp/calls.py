@@ -41,7 +41,7 @@ _HEADER_VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class CallAnswer:
-    """What a merchant answered. `refusal` is the daemon's reason for an unpaid 402, `quote` a dry run's result.
+    """What a merchant answered. `quote` is a dry run's result.
 
     `is_truncated`: it was longer than `BODY_KEPT_BYTES`, and the rest was not read.
     `outcome` is what came of an MCP call: the server's result, or its `MCPError`.
@@ -51,7 +51,6 @@ class CallAnswer:
     headers: httpx.Headers
     body: bytes
     is_truncated: bool = False
-    refusal: Mapping[str, Any] | None = None
     quote: Mapping[str, Any] | None = None
     outcome: Any = None
 
@@ -203,19 +202,20 @@ class Calls:
         )
         answer = await self._http.send(request, stream=True)
         marks = answer.extensions
-        refusal, quote, outcome = (marks.get(mark) for mark in (REFUSAL_MARK, QUOTE_MARK, OUTCOME))
+        quote, outcome = marks.get(QUOTE_MARK), marks.get(OUTCOME)
         try:
             async with time_limit():
                 raw = b"" if quote else b"".join([part async for part in answer.aiter_raw()])
         finally:
             await answer.aclose()
+        if REFUSAL_MARK in marks:  # an unpaid 402
+            raise PayAgentError(marks[REFUSAL_MARK])
         body = raw if (unpacked := decoded(answer, raw, cut_at=BODY_KEPT_BYTES)) is None else unpacked
         return CallAnswer(
             answer.status_code,
             answer.headers,
             body[:BODY_KEPT_BYTES],
             max(len(raw), len(body)) > BODY_KEPT_BYTES,
-            refusal,
             quote,
             outcome,
         )

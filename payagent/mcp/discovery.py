@@ -24,7 +24,7 @@ from payagent.core.network import NETWORKS, require_chain
 from payagent.core.origin import MCP
 from payagent.core.problems import Refused
 from payagent.mcp import results
-from payagent.mcp.paid_calls import call_request, server_origin
+from payagent.mcp.paid_calls import bounded, call_request, server_origin
 
 _PLACES = ("/.well-known/x402", "/openapi.json", "/")
 PAGE_S = 20.0
@@ -86,11 +86,7 @@ async def _page(http: httpx.AsyncClient, url: str) -> _Page:
             with suppress(KeyError, ValueError):
                 required = base64.b64decode(answer.headers["payment-required"], validate=True).decode()
                 return _Page(url, answer.status_code, required)
-            raw = b""
-            async for part in answer.aiter_raw():
-                raw += part
-                if len(raw) > _PAGE_BYTES:
-                    break
+            raw = b"".join([part async for part in bounded(answer.aiter_raw(), _PAGE_BYTES)])
             body = decoded(answer, raw, cut_at=_PAGE_BYTES) or b""
             return _Page(url, answer.status_code, body.decode(errors="replace"))
     except (httpx.HTTPError, httpx.InvalidURL) as error:

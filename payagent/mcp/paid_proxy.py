@@ -139,8 +139,6 @@ class Proxy:
             answer, payer = await self.calls.run(call, tell)
             if answer is None and payer.payment is not None:
                 return unfinished(payer.payment, await self.calls.left(), is_proxied=True)
-        if answer.refusal is not None:
-            raise PayAgentError(answer.refusal)
         return answer
 
 

@@ -17,12 +17,11 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST, REQUEST_TIMEOUT, Request
 from pydantic import TypeAdapter, ValidationError
 
-from payagent.mcp.paid_calls import BoundedBody, bounded
+from payagent.mcp.paid_calls import BoundedBody, Json, bounded
 
 EXTENSION = "org.x402/payment"
 """The extension of x402's MCP transport: a server may answer `payment_required` instead of a tool error."""
 
-Json = dict[str, Any]
 _RESULT: TypeAdapter[Any] = TypeAdapter(Json)
 _ANSWER_S = 900.0
 """How long a server may take for an answer. After that it counts as lost."""

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import httpx
 
+from payagent.core.origin import is_this_machine
 from payagent.core.problems import Refused
 from payagent.http_client import Lookup, SystemLookup, Transport
 
@@ -31,10 +32,6 @@ def is_public(address: str) -> bool:
         if ip not in _UNICAST:  # Python calls site-local and IPv4-compatible addresses global
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
-
-
-def is_loopback(address: str) -> bool:
-    return ip_address(address).is_loopback
 
 
 def _is_address(host: str) -> bool:
@@ -66,7 +63,7 @@ class Egress:
         if _is_address(host):
             return (host,)
         addresses = await self.lookup(host, port)
-        is_allowed = is_loopback if host == "localhost" else is_public
+        is_allowed = is_this_machine if host == "localhost" else is_public
         stray = next((address for address in addresses if not is_allowed(address)), None)
         if stray is not None and host not in self.private_hosts:
             raise Refused("merchant_in_private_network", f"{host} resolves to {stray}", sent=False)

@@ -41,14 +41,14 @@ def plain(text: str, max_chars: int = TEXT_MAX_CHARS) -> str:
     return _LINKING.sub(lambda found: found[0] if found[0][0].isdigit() else found[0] + _BREAK, cut)
 
 
-class Push:
+class Push(ServiceClient):
     """A topic or channel of one service. `kind`: `ntfy`, `slack` or `discord`. `token`: for a closed topic."""
 
     def __init__(self, kind: str, url: str, token: str | None) -> None:
+        super().__init__()
         self._shape = SHAPES[kind]
         self._url = url
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._client = ServiceClient()
 
     async def send(self, notification: Notification, links: Links, now_ms: int) -> Missed | None:
         """Send it. Returns None on a 2xx."""
@@ -56,10 +56,7 @@ class Push:
         if notification.lines:
             text = "\n".join(plain(line, LINE_MAX_CHARS) for line in notification.lines)
         url, body = self._shape(self._url, title, text, links)
-        return await self._client.deliver(url, json.dumps(body).encode(), self._headers)
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
+        return await self.deliver(url, json.dumps(body).encode(), self._headers)
 
 
 def _ntfy(url: str, title: str, text: str, links: Links) -> tuple[str, Mapping[str, object]]:

@@ -6,7 +6,6 @@ Never: follows a redirect, reads proxies from the environment, shows a URL, a he
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import httpx
 
@@ -31,12 +30,6 @@ class ServiceError(Exception):
         self.wait_s = wait_s
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceAnswer:
-    status: int
-    body: bytes
-
-
 class ServiceClient:
     """Requests to one service. Every request ends within its timeout, whatever the peer does."""
 
@@ -56,13 +49,13 @@ class ServiceClient:
         if left_s > 0:
             raise ServiceError(f"it asked to wait {left_s:.0f} s more", wait_s=left_s)
 
-    async def post(self, url: str, body: bytes, timeout_s: float = TIMEOUT_S) -> ServiceAnswer:
-        """Send JSON. Raises `ServiceError` without a complete answer in time."""
+    async def post(self, url: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
+        """Send JSON. Returns the status and the body. Raises `ServiceError` without a complete answer in time."""
         async with self._posted(url, body, {}, timeout_s) as response:
             answer = await read_body(response, ANSWER_MAX_BYTES)
             if len(answer) > ANSWER_MAX_BYTES:
                 raise ServiceError("its answer does not end", response.status_code)
-            return ServiceAnswer(response.status_code, answer)
+            return response.status_code, answer
 
     async def deliver(self, url: str, body: bytes, headers: Mapping[str, str]) -> Missed | None:
         """Send JSON, unless the service asked to wait. None on a 2xx. The body of the answer is not read."""

@@ -66,12 +66,12 @@ class Update:
     what: ChatMessage | Press | None
 
 
-class TelegramBot:
+class TelegramBot(ServiceClient):
     """One bot. Its calls raise `ServiceError`, without a request while Telegram asked to wait for that chat."""
 
     def __init__(self, url: str, token: str) -> None:
+        super().__init__()
         self._base = f"{url.rstrip('/')}/bot{token}"
-        self._client = ServiceClient()
 
     async def send_message(self, chat_id: int, text: str, buttons: Buttons) -> int:
         """Send a message. Returns its id."""
@@ -94,7 +94,7 @@ class TelegramBot:
 
     async def updates(self, after_id: int | None) -> list[Update]:
         """Wait for news. Those up to `after_id` are done with, and Telegram forgets them."""
-        self._client.require_may_send()
+        self.require_may_send()
         offset = {} if after_id is None else {"offset": after_id + 1}
         result = await self._call(
             "getUpdates",
@@ -110,28 +110,23 @@ class TelegramBot:
             raise ServiceError("its answer is not understood")
         return [_update(one) for one in result]
 
-    async def aclose(self) -> None:
-        await self._client.aclose()
-
     async def _send(self, chat_id: int, method: str, fields: Mapping[str, object]) -> object:
-        self._client.require_may_send(chat_id)
+        self.require_may_send(chat_id)
         return await self._call(method, fields, TIMEOUT_S, chat_id)
 
     async def _call(self, method: str, fields: Mapping[str, object], timeout_s: float, chat_id: int = 0) -> object:
-        reply = await self._client.post(f"{self._base}/{method}", json.dumps(fields).encode(), timeout_s)
+        status, raw = await self.post(f"{self._base}/{method}", json.dumps(fields).encode(), timeout_s)
         try:
-            answer = loads(reply.body, max_bytes=ANSWER_MAX_BYTES, max_depth=_JSON_DEPTH_MAX, any_text=True)
+            answer = loads(raw, max_bytes=ANSWER_MAX_BYTES, max_depth=_JSON_DEPTH_MAX, any_text=True)
         except Refused:
             answer = None
-        if not isinstance(answer, dict):
-            raise ServiceError(f"it answered {reply.status}", reply.status)
-        if answer.get("ok") is True:
-            return answer.get("result")
-        wait_s = value_at(answer, "parameters", "retry_after")
-        if not isinstance(wait_s, int) or wait_s <= 0:
-            raise ServiceError(f"it answered {reply.status}", reply.status)
-        self._client.wait(wait_s, chat_id)
-        raise ServiceError(f"it answered {reply.status}", reply.status, wait_s)
+        if value_at(answer, "ok") is True:
+            return value_at(answer, "result")
+        asked_s = value_at(answer, "parameters", "retry_after")
+        wait_s = asked_s if isinstance(asked_s, int) and asked_s > 0 else None
+        if wait_s is not None:
+            self.wait(wait_s, chat_id)
+        raise ServiceError(f"it answered {status}", status, wait_s)
 
 
 _NO_PREVIEW = {"link_preview_options": {"is_disabled": True}}

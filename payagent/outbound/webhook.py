@@ -60,13 +60,13 @@ def payload(notification: Notification, links: Mapping[str, str]) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-class Webhook:
+class Webhook(ServiceClient):
     """A webhook that notifications are sent to."""
 
     def __init__(self, url: str, key: bytes) -> None:
+        super().__init__()
         self._url = url
         self._key = key
-        self._client = ServiceClient()
 
     async def send(self, notification: Notification, links: Mapping[str, str], now_ms: int) -> Missed | None:
         """Send a notification. Returns None on a 2xx."""
@@ -76,7 +76,4 @@ class Webhook:
             "webhook-timestamp": str(at_s),
             "webhook-signature": signature(self._key, notification.id, at_s, body),
         }
-        return await self._client.deliver(self._url, body, headers)
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
+        return await self.deliver(self._url, body, headers)

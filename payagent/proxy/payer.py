@@ -8,7 +8,7 @@ Never: decides whether to pay; pays again because a proof was not accepted; forw
 """
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -38,7 +38,7 @@ from payagent.proxy.payment_required import (
 from payagent.proxy.request import ProxyRequest
 from payagent.proxy.request_scope import Exchange
 from payagent.proxy.shielded_tasks import ShieldedTasks, log_failure
-from payagent.proxy.single_flight import Flight, SharedPayment, SingleFlight, Turn
+from payagent.proxy.single_flight import Flight, SharedPayment, SingleFlight
 from payagent.proxy.unpaid_call import UnpaidCalls
 
 _LOST = ("merchant_unreachable", "merchant_timeout", "merchant_in_private_network")
@@ -102,8 +102,7 @@ class ProxyPayer:
         past = flight.shared if flight.shared is not None and flight.shared.is_over else None
         used_up: Proof | None = None
         while True:
-            turn = await flight.take_turn(exchange.left_s)
-            try:
+            with await flight.take_turn(exchange.left_s) as turn:
                 shared = flight.shared
                 if shared is None or shared is past:
                     payment_required = payment_required or await self._unpaid_calls.send(
@@ -119,13 +118,11 @@ class ProxyPayer:
                         raise _paid_not_served(used_up)
                     flight.shared = shared = paid
                 if shared.is_served:
-                    turn.release()
+                    turn.close()
                 used_up = await self._retry(exchange, shared, turn)
                 if used_up is None:
                     return
                 past, payment_required = shared, _new_402(used_up, self._context.ports.clock.now_ms())
-            finally:
-                turn.release()
 
     async def _pay_unless_batch(
         self, exchange: Exchange, before: SharedPayment | None, payment_required: PaymentRequired
@@ -157,7 +154,7 @@ class ProxyPayer:
         log.info("proxy.payment", payment=row.id)
         return before if before is not None and before.id == row.id else SharedPayment(row.id)
 
-    async def _retry(self, exchange: Exchange, shared: SharedPayment, turn: Turn) -> Proof | None:
+    async def _retry(self, exchange: Exchange, shared: SharedPayment, turn: ExitStack) -> Proof | None:
         """Drive `core.pay_and_retry`. Returns a used-up proof; None: the client has its answer."""
         steps = present_proof()
         result: ProofResult = None
@@ -183,7 +180,7 @@ class ProxyPayer:
                         return None
 
     async def _present(
-        self, exchange: Exchange, shared: SharedPayment, turn: Turn, proof: Proof, poll_query: str | None
+        self, exchange: Exchange, shared: SharedPayment, turn: ExitStack, proof: Proof, poll_query: str | None
     ) -> Answered | None:
         """Send the proof once, and record the answer, which stays open."""
         silence = asyncio.get_running_loop().call_later(_SILENT_S, self._note_silence, shared)
@@ -200,7 +197,7 @@ class ProxyPayer:
                 )
             )
             if said.verdict is RetryVerdict.SERVED:
-                turn.release()
+                turn.close()
             else:
                 await answer.peek(BODY_MAX_BYTES)
             proof.answer, proof.said = answer, said

@@ -7,7 +7,7 @@ Never: I/O; pays.
 
 import asyncio
 from collections.abc import Awaitable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from payagent.core.problems import Refused
 
@@ -57,22 +57,12 @@ class Flight:
         self.calls = 0
         self._turn = asyncio.Lock()
 
-    async def take_turn(self, timeout_s: float) -> "Turn":
-        """Wait for the right to pay, or to send a proof that was not accepted yet."""
+    async def take_turn(self, timeout_s: float) -> ExitStack:
+        """Wait for the right to pay, or to send a proof that was not accepted yet. `close` gives it back."""
         await _within(timeout_s, self._turn.acquire(), self.shared)
-        return Turn(self._turn)
-
-
-class Turn:
-    """A right that one request of a flight holds at a time."""
-
-    def __init__(self, lock: asyncio.Lock) -> None:
-        self._lock: asyncio.Lock | None = lock
-
-    def release(self) -> None:
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.release()
+        turn = ExitStack()
+        turn.callback(self._turn.release)
+        return turn
 
 
 class SingleFlight:

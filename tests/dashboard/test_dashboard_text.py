@@ -11,7 +11,7 @@ from payagent.dashboard.charts import spend_chart
 from payagent.dashboard.fields import read_units
 from payagent.dashboard.pages.activity import by_day
 from payagent.dashboard.render import Renderer
-from payagent.dashboard.text import ada, amount, amount_text, brief_ada, clipped, short, visible, when
+from payagent.dashboard.text import amount, amount_text, clipped, number, short, visible, when
 
 SCRIPT = "<script>alert(1)</script>\"'&"
 
@@ -26,11 +26,11 @@ SCRIPT = "<script>alert(1)</script>\"'&"
     ],
 )
 def test_ada_is_exact_to_the_lovelace(units: int, shown: str) -> None:
-    assert ada(units) == ada(str(units)) == shown.replace("_", "\u202f")
+    assert number(units) == number(str(units)) == shown.replace("_", "\u202f")
 
 
 def test_an_amount_for_a_sentence_has_no_trailing_zeros() -> None:
-    assert [brief_ada(units) for units in (0, 2_000_000, 1_500_000, 1)] == [
+    assert [amount_text(units) for units in (0, 2_000_000, 1_500_000, 1)] == [
         "0 ADA",
         "2 ADA",
         "1.5 ADA",

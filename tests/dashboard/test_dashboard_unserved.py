@@ -15,7 +15,7 @@ from playwright.async_api import Page, Playwright, async_playwright, expect
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
 from payagent.core.merchant_rules import MerchantRules
 from payagent.core.policy import limits_of
-from payagent.dashboard.text import ada, brief_ada, chip
+from payagent.dashboard.text import amount_text, chip, number
 from payagent.devnet.server import DevnetThread
 
 pytestmark = needs_browser
@@ -107,15 +107,15 @@ async def test_the_ada_that_goes_along_with_a_token_is_in_what_left_the_wallet(w
         assert paid > ADA, "no ADA goes along"
         page, origin = await signed_in(playwright, api)
         await expect(page.locator("#needs-you li")).to_contain_text(
-            f"was paid 1.543208 USDM and {brief_ada(paid)}"
+            f"was paid 1.543208 USDM and {amount_text(paid)}"
         )
         for address, place in ("", f"#row-{lost}"), ("payments", f"#{lost}"), (f"payments/{lost}", "#pays tfoot"):
             await page.goto(f"{origin}/ui/{address}")
             await expect(page.locator(place)).to_contain_text("1.543208 USDM")
-            await expect(page.locator(place)).to_contain_text(f"{ada(total)} ADA")
+            await expect(page.locator(place)).to_contain_text(f"{number(total)} ADA")
         parts = page.locator("#pays tbody")
-        await expect(parts).to_contain_text(f"{ada(paid)} ADA")
-        await expect(parts).to_contain_text(f"{ada(fee)} ADA")
+        await expect(parts).to_contain_text(f"{number(paid)} ADA")
+        await expect(parts).to_contain_text(f"{number(fee)} ADA")
 
 
 def test_a_void_payment_is_not_red() -> None:

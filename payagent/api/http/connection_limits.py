@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import h11
 from starlette.types import Receive, Scope
@@ -87,15 +87,8 @@ def make_room() -> ConnectionLimits:
 def bounded(
     bounds: ConnectionLimits, new_id: Callable[[], str], head_s: float = HEAD_S, read_s: float = READ_S
 ) -> type[H11Protocol]:
-    """Return the protocol class for uvicorn's `http` option. `new_id` makes request ids for refused input."""
-
-    class Bounded(_Connection):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            self.bounds, self.new_id, self.head_s, self.read_s = bounds, new_id, head_s, read_s
-            self.conn = _Wire(h11.SERVER)
-
-    return Bounded
+    """Return the protocol for uvicorn's `http` option. `new_id` makes request ids for refused input."""
+    return cast("type[H11Protocol]", partial(_Connection, bounds, new_id, head_s, read_s))  # uvicorn only calls it
 
 
 class _Wire(h11.Connection):
@@ -127,14 +120,23 @@ class _Wire(h11.Connection):
 class _Connection(H11Protocol):
     """One connection. uvicorn's keep-alive timeout applies between requests, `head_s` once one begins."""
 
-    bounds: ConnectionLimits
-    new_id: Callable[[], str]
-    head_s: float
-    read_s: float
     _head_due: asyncio.TimerHandle | None = None
     _read_due: asyncio.TimerHandle | None = None
     _unread_bytes = 0
     _gone: asyncio.Future[None]
+
+    def __init__(
+        self,
+        bounds: ConnectionLimits,
+        new_id: Callable[[], str],
+        head_s: float,
+        read_s: float,
+        *arguments: Any,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.bounds, self.new_id, self.head_s, self.read_s = bounds, new_id, head_s, read_s
+        self.conn = _Wire(h11.SERVER)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -45,17 +45,15 @@ def listen_unix(path: Path) -> Generator[socket.socket]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         require_own_folder(path.parent)
+        _clear_stale(path)
+        unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            unix.bind(str(path))
+        finally:
+            os.umask(before)
     except OSError as error:
         raise Refused("config_invalid", f"api.socket {path} cannot be bound: {error.strerror}") from None
-    _clear_stale(path)
-    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        unix.bind(str(path))
-    except OSError as error:
-        raise Refused("config_invalid", f"api.socket {path} cannot be bound: {error.strerror}") from None
-    finally:
-        os.umask(before)
     unix.listen(128)
     try:
         yield unix

@@ -12,6 +12,9 @@ from starlette.responses import Response
 from payagent.core.problems import Refused
 
 MEDIA_TYPE = "application/problem+json"
+_HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="payagent"'}, 408: {"Connection": "close"}}
+"""Headers by status (RFC 9110)."""
+
 RETRY_AFTER_S = 5
 BATCH_RETRY_AFTER_S = 2
 
@@ -87,11 +90,7 @@ def problem_of(refused: Refused, request_id: str) -> ProblemDetails:
 def problem_response(refused: Refused, request_id: str, headers: dict[str, str] | None = None) -> JsonResponse:
     """The response for a refusal, with the headers that RFC 9110 requires for its status."""
     status = refused.problem.status
-    sent = dict(headers or {})
-    if status == 401:
-        sent["WWW-Authenticate"] = 'Bearer realm="payagent"'
-    if status == 408:
-        sent["Connection"] = "close"
+    sent = {**(headers or {}), **_HEADERS.get(status, {})}
     if status in (429, 503):
         sent["Retry-After"] = str(refused.context.get("retry_after_s", RETRY_AFTER_S))
     if refused.code == "batch_in_progress":

@@ -40,9 +40,7 @@ class SignInLink:
     """
 
     token_hash: str = field(repr=False)
-    app_id: str
-    app_name: str
-    scopes: frozenset[str]
+    app: AppRow
     asked_at_ms: int
     ends_s: float
     code_hash: str | None = field(repr=False)
@@ -73,14 +71,14 @@ class Session:
 
 @dataclass(slots=True)
 class PendingOrder:
-    """An order of a session that the terminal confirms. `facts`: what it does, in pairs for people.
+    """An order that the terminal confirms. It ends with its session. `facts`: what it does, in pairs for people.
 
     `code` is None once it was confirmed, and `answer` is set once it was carried out. `token`: an app's new token,
     until the session has shown it.
     """
 
     id: str
-    session_key: str = field(repr=False)
+    session: Session
     title: str
     facts: tuple[tuple[str, str], ...]
     back_to: str
@@ -113,13 +111,7 @@ class Sessions:
             self._wrong_codes = 0
         secret, code = self._randomness.token_hex(32), self._code(12)
         self._links[hash_token(secret)] = SignInLink(
-            token_hash,
-            app.id,
-            app.name,
-            app.scopes,
-            self._now_ms(),
-            self._now_s() + LINK_S,
-            hash_token(_bare(code)),
+            token_hash, app, self._now_ms(), self._now_s() + LINK_S, hash_token(_bare(code))
         )
         return secret, code
 
@@ -172,7 +164,7 @@ class Sessions:
 
     def end(self, session: Session) -> None:
         self._sessions.pop(session.key, None)
-        for order in [one for one in self._orders.values() if one.session_key == session.key]:
+        for order in [one for one in self._orders.values() if one.session is session]:
             del self._orders[order.id]
 
     def all(self) -> list[Session]:
@@ -194,7 +186,7 @@ class Sessions:
             raise Refused("rate_limited", f"{ORDERS_MAX} orders wait for the terminal, which is the limit")
         order = PendingOrder(
             id=self._randomness.token_hex(12),
-            session_key=session.key,
+            session=session,
             title=title,
             facts=facts,
             back_to=back_to,
@@ -210,11 +202,7 @@ class Sessions:
         """An order of this session."""
         self._drop_ended()
         order = self._orders.get(order_id)
-        return order if order is not None and order.session_key == session.key else None
-
-    def session_of(self, order: PendingOrder) -> Session:
-        """The session that asked for an order. An order ends with it."""
-        return self._sessions[order.session_key]
+        return order if order is not None and order.session is session else None
 
     def withdraw(self, order: PendingOrder) -> None:
         self._orders.pop(order.id, None)
@@ -250,11 +238,11 @@ class Sessions:
         self._wrong_codes = 0
         while len(self._sessions) >= SESSIONS_MAX:
             # of its own app, if it has one: an app that only reads cannot sign the operator out
-            self.end(min(self._sessions.values(), key=lambda one: (one.app_id != link.app_id, one.used_s)))
+            self.end(min(self._sessions.values(), key=lambda one: (one.app_id != link.app.id, one.used_s)))
         cookie, now_s = self._randomness.token_hex(32), self._now_s()
         session = Session(
             hash_token(cookie),
-            link.app_id,
+            link.app.id,
             link.token_hash,
             self._randomness.token_hex(32),
             now_s,

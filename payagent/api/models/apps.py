@@ -22,7 +22,6 @@ from payagent.api.models.base import (
 )
 from payagent.core.bounds import APP_NAME_PATTERN, TokenScope
 from payagent.core.money import LOVELACE, Tokens
-from payagent.store.rows.apps import AppRow, TokenRow
 
 
 class LimitStanding(BaseModel):
@@ -169,36 +168,6 @@ class App(BaseModel):
     expires_at: Time | None
     revoked_at: Time | None
     last_call_at: Time | None
-
-    @classmethod
-    def of(
-        cls,
-        app: AppRow,
-        last: TokenRow | None,
-        names: Mapping[str, str],
-        *,
-        active: bool,
-        last_call_ms: int | None,
-        **text: str,
-    ) -> Self:
-        """`names`: the merchants' names by origin. `text`: the token, if this answer shows it."""
-        return cls.model_validate(
-            {
-                "id": app.id,
-                "name": app.name,
-                "scopes": sorted(app.scopes),
-                "merchants": None
-                if app.merchants is None
-                else sorted(names.get(one, one) for one in app.merchants),
-                "assets": None if app.assets is None else sorted(app.assets),
-                "active": active,
-                "token_made_at": None if last is None else last.created_at_ms,
-                "expires_at": None if last is None else last.expires_at_ms,
-                "revoked_at": None if last is None else last.revoked_at_ms,
-                "last_call_at": last_call_ms,
-                **text,
-            }
-        )
 
 
 class AppWithToken(App):

@@ -35,7 +35,6 @@ from payagent.core.ledger import HELD, WALLET, add, general_account
 from payagent.core.money import LOVELACE, parse_asset
 from payagent.core.network import Network
 from payagent.core.problems import Refused, own_order
-from payagent.store.rows.pauses import Pause
 
 Balance = tuple[str, str, int]
 UtxoState = Literal["available", "reserved", "pending", "locked", "missing"]
@@ -322,12 +321,3 @@ class PauseStatus(BaseModel):
     by: str | None
     reason: str | None
     already: bool = absent("Present, and true, if signing was paused before. That pause and its reason stay.")
-
-    @classmethod
-    def of(cls, pause: Pause | None, by: str | None, *, sees_all: bool) -> Self:
-        return cls(
-            paused=pause is not None,
-            since=None if pause is None else pause.at_ms,
-            by=by if sees_all else None,
-            reason=pause.reason if pause is not None and sees_all else None,
-        )

@@ -6,7 +6,6 @@ Never: decides whether a payment may be made.
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from starlette.requests import Request
 
 from payagent.agent.base.merchant_trust import priced_call
 from payagent.agent.base.requests import Approver
@@ -17,7 +16,7 @@ from payagent.api.models.apps import LimitStanding
 from payagent.api.models.merchants import AgreedPrice, PinnedAddress
 from payagent.api.models.openapi import gives, takes
 from payagent.api.models.payments import Approval, Decide, MerchantHistory, Payment, Transaction, approval_reasons
-from payagent.api.routes.auth import APPROVE, OPERATE, Caller, need
+from payagent.api.routes.auth import APPROVE, OPERATE, Caller, need, sent
 from payagent.api.routes.params import PaymentId
 from payagent.core.aggregate import PaymentRow
 from payagent.core.invoice import calls_of
@@ -28,6 +27,7 @@ from payagent.store.rows import approvals, apps, intents, limit_counters, mercha
 from payagent.store.rows.approvals import ApprovalRow
 
 Decider = Annotated[Caller, Depends(need(APPROVE, OPERATE))]
+Decision = Annotated[Decide, sent(Decide, may_be_absent=True)]
 
 router = APIRouter(tags=["payments"])
 
@@ -38,11 +38,11 @@ router = APIRouter(tags=["payments"])
     responses=gives(Payment, 200),
     openapi_extra=takes(Decide, may_be_absent=True),
 )
-async def approve(request: Request, caller: Decider, payment_id: PaymentId) -> JsonResponse:
+async def approve(caller: Decider, order: Decision, payment_id: PaymentId) -> JsonResponse:
     """Limits and funds are checked again, and then the payment is signed. If that is refused, the request for
     approval stays open until it times out. 409 `already_decided` says what was decided before. Only an app with
     the operate scope may decide on its own payment."""
-    approver = await _approver(request, caller)
+    approver = Approver(caller.via, caller.app.id, order.terms_hash)
     row = await caller.fleet.approve(_open_to(caller, payment_id), approver)
     return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
 
@@ -53,17 +53,12 @@ async def approve(request: Request, caller: Decider, payment_id: PaymentId) -> J
     responses=gives(Payment, 200),
     openapi_extra=takes(Decide, may_be_absent=True),
 )
-async def deny(request: Request, caller: Decider, payment_id: PaymentId) -> JsonResponse:
+async def deny(caller: Decider, order: Decision, payment_id: PaymentId) -> JsonResponse:
     """Nothing was signed, and what it held is released. Until the approval would have timed out, the same request
     is refused without a new approval."""
-    approver = await _approver(request, caller)
+    approver = Approver(caller.via, caller.app.id, order.terms_hash)
     row = await caller.fleet.deny(_open_to(caller, payment_id), approver)
     return JsonResponse(Payment.of(caller.context, row, **approval_field(caller, row)))
-
-
-async def _approver(request: Request, caller: Caller) -> Approver:
-    order = Decide.read(await caller.json_body(request, may_be_absent=True))
-    return Approver(caller.via, caller.app.id, order.terms_hash)
 
 
 def _open_to(caller: Caller, payment_id: str) -> str:

@@ -6,7 +6,7 @@ Never: says why a token is not valid.
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Annotated, AnyStr
+from typing import Annotated, Any, AnyStr, cast
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -17,6 +17,7 @@ from payagent.agent.fleet.fleet import Fleet
 from payagent.api.http.problems import BrokenOffError
 from payagent.api.http.sessions import Sessions
 from payagent.api.http.tokens import hash_token
+from payagent.api.models.base import RequestBody
 from payagent.api.routes.params import SelectionFilter, json_body, require_clear_query
 from payagent.core.aggregate import PaymentRow
 from payagent.core.bounds import SCOPES
@@ -36,11 +37,12 @@ SESSION_TOKEN = "payagent.session_token"  # noqa: S105  the name of a key
 SESSION_IS_OPEN = "payagent.session_is_open"
 """Scope key of a function: whether the dashboard's session that makes the call is still open."""
 
-_BEARER = HTTPBearer(
+BEARER = HTTPBearer(
     auto_error=False,
     scheme_name="appToken",
     description="An app's token, as printed by `payagent init` or `payagent app add`.",
 )
+"""Reads the token of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,9 @@ class Caller:
         return self.fleet.context
 
     @property
-    def sees_all(self) -> bool:
-        """Whether the app sees what other apps do."""
-        return self.app.sees_all
-
-    @property
     def sees_approvals(self) -> bool:
         """Whether the app sees other apps' payments that need or needed an approval."""
-        return self.sees_all or APPROVE in self.app.scopes
+        return self.app.sees_all or APPROVE in self.app.scopes
 
     @property
     def has_valid_token(self) -> bool:
@@ -139,17 +136,12 @@ class Caller:
         row = payments.payment(self.context.conn, payment_id)
         conn = self.context.conn
         if row is None or not (
-            self.sees_all
+            self.app.sees_all
             or row.app_id == self.app.id
             or (self.sees_approvals and approvals.of_payment(conn, row.id) is not None)
         ):
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
         return self.context.as_noted(row)
-
-
-async def bearer(request: Request) -> HTTPAuthorizationCredentials | None:
-    """The request's token, read as FastAPI does for requests that it routes."""
-    return await _BEARER(request)
 
 
 Need = Callable[[Request, HTTPAuthorizationCredentials | None], Awaitable[Caller]]
@@ -166,7 +158,7 @@ def need(*scopes: str) -> Need:
     """
 
     async def caller(
-        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
     ) -> Caller:
         fleet: Fleet = request.app.state.fleet
         token_hash: str = request.scope.get(SESSION_TOKEN, "")
@@ -187,7 +179,7 @@ def need(*scopes: str) -> Need:
             )
         require_clear_query(request)
         sessions: Sessions | None = request.app.state.sessions
-        return Caller(
+        request.state.caller = Caller(
             app,
             fleet,
             token_hash,
@@ -195,8 +187,22 @@ def need(*scopes: str) -> Need:
             None if sessions is None else sessions.origin,
             request.scope.get(SESSION_IS_OPEN, lambda: True),
         )
+        return cast("Caller", request.state.caller)
 
     return caller
+
+
+def sent(model: type[RequestBody], *, may_be_absent: bool = False) -> Any:
+    """Return a FastAPI dependency: the body that the caller sent. Place it after the caller, whom it checks again.
+
+    With `may_be_absent`, no body counts as an empty object.
+    """
+
+    async def body(request: Request) -> RequestBody:
+        caller: Caller = request.state.caller
+        return model.read(await caller.json_body(request, may_be_absent=may_be_absent), caller.context.config)
+
+    return Depends(body)
 
 
 AnyApp = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]

@@ -12,7 +12,7 @@ from payagent.api.http.problems import MEDIA_TYPE, JsonResponse
 from payagent.api.http.sessions import LINK_S, PendingOrder, Sessions
 from payagent.api.models.dashboard import ConfirmedOrder, CreateSignIn, DashboardOrder, Fact, SignIn
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import APPROVE, OPERATE, READ, Caller, Operator, need
+from payagent.api.routes.auth import APPROVE, OPERATE, READ, Caller, Operator, need, sent
 from payagent.core.problems import Refused
 from payagent.store.rows import apps, writes
 
@@ -36,10 +36,11 @@ def _sessions(request: Request) -> Sessions:
     openapi_extra=takes(CreateSignIn, may_be_absent=True),
     status_code=201,
 )
-async def make_link(request: Request, caller: Person) -> JsonResponse:
+async def make_link(
+    request: Request, caller: Person, order: Annotated[CreateSignIn, sent(CreateSignIn, may_be_absent=True)]
+) -> JsonResponse:
     """It works once, within two minutes. The session acts with the app's token, and ends with it. Only a token
     with operate makes a link for another app."""
-    order = CreateSignIn.read(await caller.json_body(request, may_be_absent=True))
     sessions = _sessions(request)
     app, token_hash = caller.app, caller.token_hash
     if order.app not in (None, app.name, app.id):
@@ -64,8 +65,7 @@ async def make_link(request: Request, caller: Person) -> JsonResponse:
 @router.get("/orders/{code}", summary="Show an order of the dashboard", responses=gives(DashboardOrder, 200))
 async def order(request: Request, caller: Operator, code: Code) -> JsonResponse:
     """An order that waits to be confirmed in the terminal, as the daemon has it."""
-    sessions = _sessions(request)
-    return JsonResponse(_shown(caller, sessions, sessions.order_by_code(code)))
+    return JsonResponse(_shown(caller, _sessions(request).order_by_code(code)))
 
 
 @router.post("/orders/{code}/withdraw", summary="Withdraw an order", responses=gives(DashboardOrder, 200))
@@ -74,7 +74,7 @@ async def withdraw(request: Request, caller: Operator, code: Code) -> JsonRespon
     sessions = _sessions(request)
     order = sessions.order_by_code(code)
     sessions.withdraw(order)
-    return JsonResponse(_shown(caller, sessions, order))
+    return JsonResponse(_shown(caller, order))
 
 
 @router.post("/orders/{code}/confirm", summary="Confirm an order", responses=gives(ConfirmedOrder, 200))
@@ -100,12 +100,11 @@ async def confirm(request: Request, caller: Operator, code: Code) -> JsonRespons
     return JsonResponse(ConfirmedOrder(title=order.title, answer=answer))
 
 
-def _shown(caller: Caller, sessions: Sessions, order: PendingOrder) -> DashboardOrder:
-    session = sessions.session_of(order)
+def _shown(caller: Caller, order: PendingOrder) -> DashboardOrder:
     return DashboardOrder(
         title=order.title,
         facts=[Fact(name=name, value=value) for name, value in order.facts],
-        app=apps.require(caller.context.conn, session.app_id).name,
-        signed_in_at=session.started_at_ms,
+        app=apps.require(caller.context.conn, order.session.app_id).name,
+        signed_in_at=order.session.started_at_ms,
         expires_at=order.ends_at_ms,
     )

@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 from payagent.agent.context import AgentContext
 from payagent.api.http.connection_limits import STOPPING
 from payagent.api.http.problems import to_json
-from payagent.api.models.openapi import streams
+from payagent.api.models.openapi import gives_as, refer
 from payagent.api.models.payments import StreamEvent
 from payagent.api.routes.auth import AnyApp, Caller
 from payagent.api.routes.params import QueryParams, first_of, single_header
@@ -56,7 +56,7 @@ class After(QueryParams):
 @router.get(
     "/v1/events",
     summary="Stream events",
-    responses=streams(StreamEvent),
+    responses=gives_as((StreamEvent.__doc__ or "").strip(), "text/event-stream", refer(StreamEvent)),
     openapi_extra={"parameters": [_LAST_EVENT_ID]},
     response_class=StreamingResponse,
 )
@@ -95,7 +95,7 @@ def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
 
 
 async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIterator[str]:
-    context, app_id = caller.context, None if caller.sees_all else caller.app.id
+    context, app_id = caller.context, None if caller.app.sees_all else caller.app.id
     clock = asyncio.get_running_loop().time
     with context.changes.following() as changed:
         yield ": from here on\n\n"
@@ -104,7 +104,7 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIte
             changed.clear()
             rows, reached = await run_in_threadpool(_page, context, seq, app_id)
             if rows:
-                yield "".join(_event_text(row, sees_all=caller.sees_all) for row in rows)
+                yield "".join(_event_text(row, sees_all=caller.app.sees_all) for row in rows)
                 sent_s = clock()
             elif clock() - sent_s >= HEARTBEAT_S:
                 yield ": still here\n\n"

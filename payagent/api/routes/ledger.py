@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from payagent.agent.context import AgentContext
 from payagent.agent.operator.alerts import note_check
-from payagent.api.http.problems import JsonResponse, ProblemDetails, to_json
+from payagent.api.http.problems import JsonResponse, to_json
 from payagent.api.models.base import GivenAsset
 from payagent.api.models.ledger import (
     Balances,
@@ -36,7 +36,7 @@ from payagent.api.models.ledger import (
     Transactions,
     VerifyReport,
 )
-from payagent.api.models.openapi import gives
+from payagent.api.models.openapi import gives, gives_as
 from payagent.api.routes.auth import Caller, Operator, Reader
 from payagent.api.routes.params import Page, QueryParams, SelectionFilter
 from payagent.audit.export import Format, export
@@ -292,7 +292,7 @@ def _export(context: AgentContext, only: Selection, form: Format) -> Generator[s
 @router.get(
     "/snapshot",
     summary="Copy ledger.db as it is now, in one file",
-    responses=gives(ProblemDetails) | {200: {"description": "An SQLite database.", "content": {_SQLITE: {}}}},
+    responses=gives_as("An SQLite database.", _SQLITE, {}),
     response_class=StreamingResponse,
 )
 async def snapshot(caller: Operator) -> StreamingResponse:

@@ -6,13 +6,12 @@ Never: shows an app what others spent.
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from starlette.requests import Request
 
 from payagent.agent.operator.limits import names_of, set_limits, standing
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.apps import Limits, SetLimits, SignerCaps
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, Operator, need
+from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, Operator, need, sent
 
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
 
@@ -36,9 +35,8 @@ async def limits(caller: Viewer) -> JsonResponse:
     openapi_extra=takes(SetLimits),
     status_code=200,
 )
-async def change(request: Request, caller: Operator) -> JsonResponse:
+async def change(caller: Operator, order: Annotated[SetLimits, sent(SetLimits)]) -> JsonResponse:
     """Applies at once, overrides the config file, and survives restarts. null reverts to the config file."""
-    order = SetLimits.read(await caller.json_body(request))
     await set_limits(
         caller.context,
         caller.app.id,
@@ -54,7 +52,7 @@ async def change(request: Request, caller: Operator) -> JsonResponse:
 def _standing(caller: Caller) -> JsonResponse:
     context = caller.context
     names, config = dict(names_of(context)), context.config
-    if not caller.sees_all:
+    if not caller.app.sees_all:
         return JsonResponse(Limits.of(standing(context, caller.app.id), names, config.tokens))
     signer = SignerCaps(per_transaction=dict(config.caps or {}), signed_per_day=dict(config.day_caps or {}))
     approval_above = config.approval_required_above

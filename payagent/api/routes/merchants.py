@@ -6,16 +6,16 @@ Never: shows a merchant's key.
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from starlette.requests import Request
 
 from payagent.agent.operator.merchants import add_merchant, pin, remove_merchant, resume, standing, unpin
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.merchants import CreateMerchant, CreatePin, Merchant, MerchantDetails, Merchants
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import APPROVE, OPERATE, READ, AnyApp, Caller, Operator, need
+from payagent.api.routes.auth import APPROVE, OPERATE, READ, AnyApp, Caller, Operator, need, sent
 from payagent.store.rows.merchants import prices, readiness
 
 Reader = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
+Pin = Annotated[CreatePin, sent(CreatePin)]
 
 router = APIRouter(tags=["merchants"])
 
@@ -33,10 +33,9 @@ async def merchants(caller: AnyApp) -> JsonResponse:
     openapi_extra=takes(CreateMerchant),
     status_code=201,
 )
-async def add(request: Request, caller: Operator) -> JsonResponse:
+async def add(caller: Operator, order: Annotated[CreateMerchant, sent(CreateMerchant)]) -> JsonResponse:
     """Applies at once and survives restarts. A name or origin that is already in use is refused with 409."""
-    body = CreateMerchant.read(await caller.json_body(request))
-    await add_merchant(caller.context, caller.app.id, body.name, body.settings)
+    await add_merchant(caller.context, caller.app.id, order.name, order.settings)
     return _listed(caller, 201)
 
 
@@ -60,10 +59,9 @@ async def merchant(name: str, caller: Reader) -> JsonResponse:
     openapi_extra=takes(CreatePin),
     status_code=200,
 )
-async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
+async def add_pin(name: str, caller: Operator, order: Pin) -> JsonResponse:
     """Applies at once, survives restarts, and adds to the addresses of the config file."""
-    body = CreatePin.read(await caller.json_body(request))
-    await pin(caller.context, caller.app.id, name, body.role, body.address)
+    await pin(caller.context, caller.app.id, name, order.role, order.address)
     return _details(caller, name)
 
 
@@ -74,10 +72,9 @@ async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse
     openapi_extra=takes(CreatePin),
     status_code=200,
 )
-async def drop_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
+async def drop_pin(name: str, caller: Operator, order: Pin) -> JsonResponse:
     """Only an address that was learned or pinned at run time. `last_pinned_address` if none would be left."""
-    body = CreatePin.read(await caller.json_body(request))
-    await unpin(caller.context, caller.app.id, name, body.role, body.address)
+    await unpin(caller.context, caller.app.id, name, order.role, order.address)
     return _details(caller, name)
 
 

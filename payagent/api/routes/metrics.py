@@ -18,7 +18,7 @@ from payagent.agent.base.metrics import OTHER_MERCHANT, merchant_label
 from payagent.agent.context import AgentContext
 from payagent.agent.fleet.fleet import FleetStatus
 from payagent.agent.operator.limits import standing
-from payagent.api.models.openapi import gives_text
+from payagent.api.models.openapi import gives_as
 from payagent.api.models.wallet import wallet_units
 from payagent.api.routes.auth import Reader
 from payagent.core.payment.machine import State
@@ -45,7 +45,11 @@ Checks = Callable[[], Mapping[str, str | None]]
 def metrics_router(checks: Checks) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/metrics", summary="Export metrics for a monitoring system", responses=gives_text(MEDIA_TYPE))
+    @router.get(
+        "/metrics",
+        summary="Export metrics for a monitoring system",
+        responses=gives_as("Text.", MEDIA_TYPE, {"type": "string"}),
+    )
     async def metrics(caller: Reader) -> Response:
         """Prometheus text. Counters of refusals and provider requests start at 0 when the daemon starts."""
         context, problems, status = caller.context, checks(), caller.fleet.status()
@@ -79,13 +83,15 @@ def families(
 
 
 def _fleet(status: FleetStatus) -> Iterator[Family]:
-    living = alone(len(status.living))
-    yield Family("payagent_fleet_daemons", "gauge", "Daemons that renewed within a lease.", living)
+    yield Family(
+        "payagent_fleet_daemons", "gauge", "Daemons that renewed within a lease.", alone(len(status.living))
+    )
     accounts = [row.account for row in status.accounts]
     held = {str(account): int(account in status.held) for account in accounts}
     yield Family("payagent_fleet_account_held", "gauge", "1 if this daemon holds it.", by_label("account", held))
-    lag = alone(int(status.lag_s))
-    yield Family("payagent_fleet_lag_seconds", "gauge", "Since this daemon renewed its leases.", lag)
+    yield Family(
+        "payagent_fleet_lag_seconds", "gauge", "Since this daemon renewed its leases.", alone(int(status.lag_s))
+    )
 
 
 def _purchases(context: AgentContext) -> Iterator[Family]:
@@ -133,12 +139,21 @@ def _spend(context: AgentContext) -> Mapping[tuple[str, str, str], int]:
 def _payments(context: AgentContext) -> Iterator[Family]:
     states = {state.value: 0 for state in State} | payments.payments_by_state(context.conn)
     yield Family("payagent_payments", "gauge", "Payments, by state.", by_label("state", states))
-    open_topups = alone(len(topups.all_open(context.conn)))
-    yield Family("payagent_topups_open", "gauge", "Top-ups in progress.", open_topups)
-    raised = by_label("kind", alerts.counts_raised(context.conn))
-    yield Family("payagent_alerts_raised", "gauge", "Raised alerts, by kind.", raised)
-    waiting = by_label("target", notifications.waiting(context.conn))
-    yield Family("payagent_notifications_waiting", "gauge", "Notifications not taken yet, by target.", waiting)
+    yield Family(
+        "payagent_topups_open", "gauge", "Top-ups in progress.", alone(len(topups.all_open(context.conn)))
+    )
+    yield Family(
+        "payagent_alerts_raised",
+        "gauge",
+        "Raised alerts, by kind.",
+        by_label("kind", alerts.counts_raised(context.conn)),
+    )
+    yield Family(
+        "payagent_notifications_waiting",
+        "gauge",
+        "Notifications not taken yet, by target.",
+        by_label("target", notifications.waiting(context.conn)),
+    )
     last_seq, _ = events.last_event(context.conn)
     yield Family("payagent_events_total", "counter", "Events in the ledger.", alone(last_seq))
 
@@ -219,7 +234,12 @@ def _providers(context: AgentContext) -> Iterator[Family]:
         ),
     )
     healthy = {name: int(why_not is None) for name, why_not in dict(context.providers).items()}
-    is_healthy = by_label("provider", healthy)
-    yield Family("payagent_provider_healthy", "gauge", "1 if the provider is believed.", is_healthy)
-    height = alone(None if tip is None else tip.height)
-    yield Family("payagent_chain_tip_height", "gauge", "Height of the newest known block.", height)
+    yield Family(
+        "payagent_provider_healthy", "gauge", "1 if the provider is believed.", by_label("provider", healthy)
+    )
+    yield Family(
+        "payagent_chain_tip_height",
+        "gauge",
+        "Height of the newest known block.",
+        alone(None if tip is None else tip.height),
+    )

@@ -6,7 +6,7 @@ Never: shows a URL or a secret of a target; shows a code twice.
 from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -26,7 +26,7 @@ from payagent.api.models.notifications import (
     UnpairChat,
 )
 from payagent.api.models.openapi import gives, takes
-from payagent.api.routes.auth import Operator, Reader
+from payagent.api.routes.auth import Operator, Reader, sent
 from payagent.api.routes.params import Page
 from payagent.core.problems import Refused
 from payagent.store.rows import notifications
@@ -38,14 +38,6 @@ DeliveryId = Annotated[str, Path(description="As returned by /v1/notifications/d
 router = APIRouter(prefix="/v1/notifications", tags=["notifications"])
 
 
-def _notifiers(request: Request) -> Mapping[str, Notifier]:
-    found: Mapping[str, Notifier] = request.app.state.notifiers
-    return found
-
-
-Notifiers = Annotated[Mapping[str, Notifier], Depends(_notifiers)]
-
-
 class DeliveryFilter(Page):
     """Filters of a page of deliveries."""
 
@@ -54,9 +46,10 @@ class DeliveryFilter(Page):
 
 
 @router.get("", summary="List the targets of notifications", responses=gives(NotificationTargets, 200))
-async def targets(caller: Reader, notifiers: Notifiers) -> JsonResponse:
+async def targets(request: Request, caller: Reader) -> JsonResponse:
     """In the order of the config, with what waits for each."""
     context = caller.context
+    notifiers: Mapping[str, Notifier] = request.app.state.notifiers
     states = await run_in_threadpool(lambda: [notifications.state_of(context.conn, name) for name in notifiers])
     shown = [NotificationTarget.of(one, state) for one, state in zip(notifiers.values(), states, strict=True)]
     return JsonResponse(NotificationTargets(notifications=shown))
@@ -84,30 +77,29 @@ async def deliveries(caller: Reader, query: Annotated[DeliveryFilter, Query()]) 
     summary="Send a delivery again",
     responses=gives(NotificationDelivery, 200),
 )
-async def replay(caller: Operator, notifiers: Notifiers, delivery_id: DeliveryId) -> JsonResponse:
+async def replay(request: Request, caller: Operator, delivery_id: DeliveryId) -> JsonResponse:
     """It is due at once, under the same id, and retried for a day. Refused with 404 if its target is not in the
     config."""
-    caller.require_valid_token()  # `notifiers` was fetched in another thread
     row = notifications.delivery(caller.context.conn, delivery_id)
     if row is None:
         raise Refused("not_found", f"there is no delivery {delivery_id[:80]!r}")
-    await _of(notifiers, row.target).replay(row.id)
+    await _notifier(request, row.target).replay(row.id)
     again = notifications.delivery(caller.context.conn, row.id)
     return JsonResponse(NotificationDelivery.model_validate(again or row))
 
 
 @router.post("/{name}/test", summary="Send a test to a target", responses=gives(NotificationTest, 200))
-async def test(caller: Operator, notifiers: Notifiers, name: TargetName) -> JsonResponse:
+async def test(request: Request, _caller: Operator, name: TargetName) -> JsonResponse:
     """It is sent once, whatever the target's filter, and answers when the target has."""
-    caller.require_valid_token()  # `notifiers` was fetched in another thread
-    test_id, problem = await _of(notifiers, name).test()
+    test_id, problem = await _notifier(request, name).test()
     return JsonResponse(NotificationTest(id=test_id, problem=problem))
 
 
-def _of(notifiers: Mapping[str, Notifier], name: str) -> Notifier:
-    if name not in notifiers:
+def _notifier(request: Request, name: str) -> Notifier:
+    found: Notifier | None = request.app.state.notifiers.get(name)
+    if found is None:
         raise Refused("not_found", f"no target of notifications is called {name[:80]!r}")
-    return notifiers[name]
+    return found
 
 
 @router.post("/{name}/pair", summary="Make a code that pairs a chat", responses=gives(Pairing, 200))
@@ -127,9 +119,10 @@ async def every_chat(name: TargetName, request: Request, _caller: Operator) -> J
 @router.post(
     "/{name}/unpair", summary="Unpair a chat", responses=gives(Chats, 200), openapi_extra=takes(UnpairChat)
 )
-async def unpair(name: TargetName, request: Request, caller: Operator) -> JsonResponse:
+async def unpair(
+    name: TargetName, request: Request, caller: Operator, order: Annotated[UnpairChat, sent(UnpairChat)]
+) -> JsonResponse:
     """Applies at once: the chat is told nothing more, and its buttons decide nothing."""
-    order = UnpairChat.read(await caller.json_body(request))
     telegram = _telegram(request, name)
     await telegram.unpair(order.chat, caller.app.id)
     return _listed(telegram)

@@ -88,28 +88,26 @@ async def json_body(request: Request, *, may_be_absent: bool = False) -> bytes:
     """
     declared = request.headers.getlist("content-type")
     is_json = len(declared) == 1 and _MEDIA_TYPE.fullmatch(declared[0].strip()) is not None
+    not_json = Refused("media_type_refused", "Content-Type must be application/json")
     if not is_json and (declared or not may_be_absent):
-        raise _not_json()
+        raise not_json
     try:
         async with asyncio.timeout(request.app.state.body_s):
-            raw = await _bounded(request)
+            raw = await bounded_body(request, BODY_MAX_BYTES)
     except TimeoutError:
         raise Refused("body_too_slow", "the request's body did not arrive in time") from None
     if raw and not is_json:
-        raise _not_json()
+        raise not_json
     return raw or (b"{}" if may_be_absent else b"")
 
 
-def _not_json() -> Refused:
-    return Refused("media_type_refused", "Content-Type must be application/json")
-
-
-async def _bounded(request: Request) -> bytes:
+async def bounded_body(request: Request, most_bytes: int, name: str = "body") -> bytes:
+    """Read a body. Refused: `body_too_big`, in which `name` is what it is called."""
     raw = b""
     async for chunk in request.stream():
         raw += chunk
-        if len(raw) > BODY_MAX_BYTES:
-            raise Refused("body_too_big", f"the body has more than {BODY_MAX_BYTES} bytes")
+        if len(raw) > most_bytes:
+            raise Refused("body_too_big", f"the {name} has more than {most_bytes} bytes")
     return raw
 
 

@@ -29,7 +29,7 @@ from payagent.api.models.payments import (
 )
 from payagent.api.models.receipt import receipt_of
 from payagent.api.routes.approvals import approval_field
-from payagent.api.routes.auth import APPROVE, OPERATE, PAY, READ, AnyApp, Caller, Operator, bearer, need
+from payagent.api.routes.auth import APPROVE, BEARER, OPERATE, PAY, READ, AnyApp, Caller, Operator, need, sent
 from payagent.api.routes.params import Page, PaymentId, Since, Until, Waiting, first_of, single_header
 from payagent.audit.receipt_form import Receipt
 from payagent.core.aggregate import PaymentRow
@@ -114,7 +114,7 @@ async def pay(request: Request, caller: Payer) -> JsonResponse:
 
 async def pay_at_once(request: Request) -> JsonResponse:
     """The same as `pay`, for the fast path."""
-    return await pay(request, await _PAYER(request, await bearer(request)))
+    return await pay(request, await _PAYER(request, await BEARER(request)))
 
 
 @router.post(
@@ -142,7 +142,7 @@ async def payments(caller: AnyApp, query: Annotated[PaymentFilter, Query()]) -> 
     origin = None if query.origin is None else _origin(query.origin)
     only_app = None if caller.sees_approvals else caller.app.id
     awaiting = await run_in_threadpool(lambda: count_awaiting(caller.context.conn, only_app))
-    asked_or_of = caller.app.id if caller.sees_approvals and not caller.sees_all else None
+    asked_or_of = caller.app.id if caller.sees_approvals and not caller.app.sees_all else None
     rows, next_seq = await run_in_threadpool(_page, caller.context, query, app_id, asked_or_of, origin)
     items = [
         NamedPayment.of(
@@ -212,7 +212,7 @@ async def payment(
         **approval_field(caller, row),
         depth=context.depth(row) or None,
         attempts=[Attempt.model_validate(one) for one in attempts_and_utxos.attempts(context.conn, row.id)],
-        history=PaymentEvent.history(events.events(context.conn, row.id), sees_all=caller.sees_all),
+        history=PaymentEvent.history(events.events(context.conn, row.id), sees_all=caller.app.sees_all),
     )
     return JsonResponse(answer)
 
@@ -244,12 +244,13 @@ def _receipt(context: AgentContext, payment_id: str) -> Receipt:
     openapi_extra=takes(ReportDelivery),
 )
 async def delivery(
-    request: Request, caller: Annotated[Caller, Depends(need(PAY, OPERATE))], payment_id: PaymentId
+    caller: Annotated[Caller, Depends(need(PAY, OPERATE))],
+    report: Annotated[ReportDelivery, sent(ReportDelivery)],
+    payment_id: PaymentId,
 ) -> JsonResponse:
     """A 2xx or a 304 means that the request was served, unless a 202 says otherwise. For a 202 and for any other
     answer, report its headers and body too: `answer` says what to do next. A 402 soon after paying is normal; then
     present the same proof again."""
-    report = ReportDelivery.read(await caller.json_body(request))
     answer = report.answer
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:

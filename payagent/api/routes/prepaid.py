@@ -12,8 +12,6 @@ from starlette.requests import Request
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.requests import PrepaidQuote
 from payagent.agent.context import AgentContext
-from payagent.agent.fleet.fleet import Fleet
-from payagent.agent.topups.runner import TopupRunner
 from payagent.api.http.connection_limits import STOPPING
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.base import read_key
@@ -28,7 +26,7 @@ from payagent.api.models.prepaid import (
     TopupQuote,
     TopupsPage,
 )
-from payagent.api.routes.auth import PAY, Caller, Operator, Reader, need
+from payagent.api.routes.auth import PAY, Caller, Operator, Reader, need, sent
 from payagent.api.routes.params import Page, Waiting, first_of, single_header
 from payagent.store.db.unit import Connection
 from payagent.store.rows import payments, prepaid, topups
@@ -51,10 +49,9 @@ async def holdings(caller: Reader) -> JsonResponse:
     responses=gives(PrepaidQuoteAnswer, 200),
     openapi_extra=takes(PrepaidQuestion),
 )
-async def quote(request: Request, caller: Payer) -> JsonResponse:
+async def quote(caller: Payer, question: Annotated[PrepaidQuestion, sent(PrepaidQuestion)]) -> JsonResponse:
     """Ask this before a dry run makes the request: the merchant would serve it and use up prepaid balance.
     Nothing is requested, counted or reserved. The answer uses our count and the merchant's last report."""
-    question = PrepaidQuestion.read(await caller.json_body(request))
     calls = caller.fleet.prepaid_calls
     prepaid_quote = calls.quote(calls.call_of(caller.app.id, question.origin, question.request.request()))
     return JsonResponse(PrepaidQuoteAnswer.of(prepaid_quote, caller.context.config))
@@ -84,14 +81,6 @@ _KEY_PARAMETER = {
 }
 
 
-def _topups(request: Request) -> TopupRunner:
-    fleet: Fleet = request.app.state.fleet
-    return fleet.topups
-
-
-Orders = Annotated[TopupRunner, Depends(_topups)]
-
-
 @router.post(
     "/v1/prepaid/topups",
     summary="Raise a prepaid balance, or quote what that would cost",
@@ -99,14 +88,15 @@ Orders = Annotated[TopupRunner, Depends(_topups)]
     openapi_extra=takes(CreateTopup) | {"parameters": [_KEY_PARAMETER]},
     status_code=201,
 )
-async def order(request: Request, caller: Operator, orders: Orders) -> JsonResponse:
+async def order(
+    request: Request, caller: Operator, body: Annotated[CreateTopup, sent(CreateTopup)]
+) -> JsonResponse:
     """Answers once the top-up is durable. payagent then carries it out, even if the caller disconnects.
 
     A dry run makes the request to the merchant and reads its 402, and pays nothing. It makes no ordinary request
     that a prepaid balance would serve.
     """
     key = read_key(single_header(request, "Idempotency-Key"))
-    body = CreateTopup.read(await caller.json_body(request), caller.context.config)
     if not body.dry_run:
         row, is_new = await caller.fleet.order_topup(caller.app.id, key, body.goal)
         return JsonResponse(_topup(caller.context, row), 201 if is_new else 200)
@@ -129,14 +119,15 @@ async def page(caller: Reader, query: Annotated[Page, Query()]) -> JsonResponse:
 
 @router.get("/v1/prepaid/topups/{topup_id}", summary="Show a top-up", responses=gives(Topup, 200))
 async def one(
-    request: Request, caller: Reader, orders: Orders, topup_id: TopupId, query: Annotated[Waiting, Query()]
+    request: Request, caller: Reader, topup_id: TopupId, query: Annotated[Waiting, Query()]
 ) -> JsonResponse:
     """With `wait` (seconds) it answers when the top-up changes, time is up, or payagent stops."""
-    row = orders.find(topup_id)
+    topups = caller.fleet.topups
+    row = topups.find(topup_id)
     if query.wait:
-        await first_of(orders.wait(row.id, query.wait), request.scope[STOPPING].wait())
+        await first_of(topups.wait(row.id, query.wait), request.scope[STOPPING].wait())
         caller.require_valid_token()
-        row = orders.find(row.id)
+        row = topups.find(row.id)
     return JsonResponse(_topup(caller.context, row))
 
 
@@ -145,10 +136,9 @@ async def one(
     summary="Cancel a top-up",
     responses=gives(Topup, 200),
 )
-async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonResponse:
+async def cancel(caller: Operator, topup_id: TopupId) -> JsonResponse:
     """It ends at once. If one of its payments is open, it is `stopping` until the merchant has accepted the proof.
     What it bought stays. Refused with 409 if it has ended."""
-    caller.require_valid_token()  # `orders` was fetched in another thread
     return JsonResponse(_topup(caller.context, await caller.fleet.cancel_topup(topup_id, caller.app.id)))
 
 

@@ -5,12 +5,12 @@ Never: writes, but for the alert after the comparison; treats a missing answer a
 
 import asyncio
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query
 from pydantic import Field
@@ -27,6 +27,7 @@ from payagent.api.routes.auth import Caller, Reader
 from payagent.api.routes.ledger import FINDINGS_MAX
 from payagent.api.routes.params import QueryParams
 from payagent.api.routes.prepaid import all_pools
+from payagent.audit.finding import Progress
 from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile
 from payagent.chain.address_history import History, read_history
 from payagent.chain.provider import BlockSeen, ChainReader, NotFound, Read, denies
@@ -70,15 +71,12 @@ class _Bounds:
 
 @dataclass(slots=True)
 class _Answer:
-    """The results so far, without the differences, which were already sent."""
+    """The results so far by their kind, without the differences, which were already sent."""
 
     found: int = 0
     provider: str | None = None
     tip: BlockSeen | None = None
-    doubts: list[str] = field(default_factory=list)
-    in_flight: list[InFlight] = field(default_factory=list)
-    standings: list[AssetReconciliation] = field(default_factory=list)
-    checked: Counter[str] = field(default_factory=Counter)
+    told: dict[type[Told], list[Any]] = field(default_factory=lambda: defaultdict(list))
 
     def take(self, result: Told) -> str:
         """Take a result, and return the text to send at once."""
@@ -87,28 +85,22 @@ class _Answer:
             if self.found > FINDINGS_MAX:
                 return ""
             return ("," if self.found > 1 else "") + to_json(ReconcileDifference.model_validate(result))
-        if isinstance(result, InFlight):
-            self.in_flight.append(result)
-        elif isinstance(result, Doubt):
-            self.doubts.append(result.what)
-        elif isinstance(result, AssetReconciliation):
-            self.standings.append(result)
-        else:
-            self.checked[result.table] = result.rows
+        self.told[type(result)].append(result)
         return "\n"
 
     def result(self, since_slot: int, prepaid: list[PrepaidPool]) -> Reconciliation:
         """Everything but the differences, which were sent as they were found."""
+        doubts = [one.what for one in self.told[Doubt]]
         return Reconciliation.model_validate(
             {
                 "findings": [],
-                "clean": not self.found and not self.doubts,
-                "complete": not self.doubts,
+                "clean": not self.found and not doubts,
+                "complete": not doubts,
                 "found": self.found,
-                "could_not_tell": self.doubts[:FINDINGS_MAX],
-                "in_flight": self.in_flight[:FINDINGS_MAX],
-                "balances": self.standings,
-                "checked": self.checked,
+                "could_not_tell": doubts[:FINDINGS_MAX],
+                "in_flight": self.told[InFlight][:FINDINGS_MAX],
+                "balances": self.told[AssetReconciliation],
+                "checked": {one.table: one.rows for one in self.told[Progress]},
                 "since_slot": since_slot,
                 "provider": self.provider,
                 "tip": self.tip,
@@ -147,7 +139,7 @@ async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
     async for result in _with_heartbeats(_results(context, bounds, answer)):
         caller.require_token_still_valid()
         yield "\n" if result is None else answer.take(result)
-    if answer.found or not (answer.doubts or bounds.since_slot):
+    if answer.found or not (answer.told[Doubt] or bounds.since_slot):
         await note_check(context, "payagent ledger reconcile", answer.found)
     report = answer.result(bounds.since_slot, all_pools(context.conn, context.config))
     yield to_json(report).removeprefix('{"findings":[')

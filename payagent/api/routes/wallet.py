@@ -23,7 +23,7 @@ from payagent.api.models.wallet import (
     Utxos,
     Wallet,
 )
-from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, Operator, Reader, need
+from payagent.api.routes.auth import OPERATE, PAY, READ, Caller, Operator, Reader, need, sent
 from payagent.api.routes.params import single_header
 from payagent.store.rows import attempts_and_utxos, journal, payments
 
@@ -39,7 +39,7 @@ async def wallet(caller: Viewer) -> JsonResponse:
 
     A token with the pay scope alone sees the address and no balances."""
     context, now_ms = caller.context, caller.context.ports.clock.now_ms()
-    if not caller.sees_all:
+    if not caller.app.sees_all:
         return JsonResponse(Wallet.of(context.config, context.chain, now_ms, fleet=caller.fleet.status()))
     utxos, balances = attempts_and_utxos.utxos(context.conn), journal.balances(context.conn)
     in_flight = payments.signed_holds(context.conn)
@@ -60,10 +60,11 @@ async def utxos(caller: Reader) -> JsonResponse:
     openapi_extra=takes(SplitOrder),
     status_code=201,
 )
-async def split(request: Request, caller: Operator) -> JsonResponse:
+async def split(
+    request: Request, caller: Operator, order: Annotated[SplitOrder, sent(SplitOrder)]
+) -> JsonResponse:
     """With an Idempotency-Key you can repeat the request safely. Without one, each makes a transaction."""
     fleet, key = caller.fleet, read_key(single_header(request, "Idempotency-Key"))
-    order = SplitOrder.read(await caller.json_body(request))
     row, is_new = await fleet.split(caller.app.id, order.count, order.lovelace, key)
     return JsonResponse(Payment.of(fleet.context, row), 201 if is_new else 200)
 
@@ -75,10 +76,9 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
     openapi_extra=takes(SendFunds),
     status_code=201,
 )
-async def send(request: Request, caller: Operator) -> JsonResponse:
+async def send(request: Request, caller: Operator, order: Annotated[SendFunds, sent(SendFunds)]) -> JsonResponse:
     """With an Idempotency-Key you can repeat the request safely. Without one, each makes a transaction."""
     fleet, key = caller.fleet, read_key(single_header(request, "Idempotency-Key"))
-    order = SendFunds.read(await caller.json_body(request))
     to = order.destination(fleet.context.config.network)
     if order.all:
         account = order.account if "account" in order.model_fields_set else None
@@ -96,9 +96,10 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
     responses=gives(UnfreezeResult, 200),
     openapi_extra=takes(UnfreezeWallet, may_be_absent=True),
 )
-async def unfreeze_wallet(request: Request, caller: Operator) -> JsonResponse:
+async def unfreeze_wallet(
+    caller: Operator, order: Annotated[UnfreezeWallet, sent(UnfreezeWallet, may_be_absent=True)]
+) -> JsonResponse:
     """Confirms that no other program uses this wallet's key any more. `txs`: the transactions that had frozen it;
     `tx`: the last of them, or null. Refused as `external_spend_new` if `seen` is given and lacks one of them."""
-    order = UnfreezeWallet.read(await caller.json_body(request, may_be_absent=True))
     txs = await unfreeze(caller.context, caller.app.id, order.seen)
     return JsonResponse(UnfreezeResult(tx=txs[-1] if txs else None, txs=txs))

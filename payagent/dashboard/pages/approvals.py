@@ -10,34 +10,26 @@ from typing import Any
 from markupsafe import Markup
 from starlette.responses import Response
 
-from payagent.api.http.problems import problem_of
 from payagent.core.payment.machine import STATES_IN_WORDS, State
 from payagent.core.problems import STILL_ASKED, Refused
+from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.text import paid, visible
-from payagent.dashboard.visit import ApiRefusedError, MenuEntry, Visit, form, page
+from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 WAITING, LATELY = 20, 8
 MARKED = 8
 """How many characters of a differing part are marked at each of its ends."""
 
 
-async def show(visit: Visit) -> Response:
-    return await _show(visit)
-
-
-async def _show(
-    visit: Visit,
-    status: int = 200,
-    problem: Mapping[str, Any] | None = None,
-    first: Mapping[str, Any] | None = None,
+async def show(
+    visit: Visit, refused: ApiRefusedError | None = None, first: Mapping[str, Any] | None = None
 ) -> Response:
     """`first`: the payment that somebody else has decided before."""
     awaiting = await visit.api.get("/v1/payments", state="awaiting_approval", limit=WAITING)
     decided = (await visit.api.get("/v1/payments", decided="true", limit=LATELY))["payments"]
     return await visit.page(
         "approvals.html",
-        status,
-        problem,
+        refused,
         asks=[ask(one) for one in awaiting["payments"]],
         rest=awaiting["awaiting_approval"] - len(awaiting["payments"]),
         decided=sorted(decided, key=lambda one: str(one["approval"]["decided_at"]), reverse=True),
@@ -51,18 +43,16 @@ async def decide(visit: Visit) -> Response:
     path = f"/v1/payments/{visit.request.path_params['payment_id']}"
     way = "deny" if visit.form.get("way") == "deny" else "approve"
     payment = await visit.api.get(path)
-    try:
-        if way == "approve":
-            require_checked(payment, visit.form)
-        decided = await visit.api.post(f"{path}/{way}", {"terms_hash": visit.form.get("terms_hash")})
-    except Refused as refused:
-        return await _show(visit, refused.problem.status, problem_of(refused, "").model_dump())
-    except ApiRefusedError as refused:
-        payment = await visit.api.get(path)
-        first = payment if payment.get("approval", {}).get("decision") else None
-        return await _show(visit, refused.status, refused.problem, first)
+    if way == "approve":
+        require_checked(payment, visit.form)
+    decided = await visit.api.post(f"{path}/{way}", {"terms_hash": visit.form.get("terms_hash")})
     words = STATES_IN_WORDS[State(decided["state"])]
     return visit.done("/ui/approvals", f"{'Denied' if way == 'deny' else 'Approved'}: {words}.")
+
+
+async def _not_decided(visit: Visit, refused: ApiRefusedError) -> Response:
+    payment = await visit.api.get(f"/v1/payments/{visit.request.path_params['payment_id']}")
+    return await show(visit, refused, payment if payment.get("approval", {}).get("decision") else None)
 
 
 def require_checked(payment: Mapping[str, Any], given: Mapping[str, str]) -> None:
@@ -152,5 +142,5 @@ ENTRY = MenuEntry(
 )
 PAGES = [
     page("/ui/approvals", show, "read", "operate", "approve", entry=ENTRY),
-    form("/ui/approvals/{payment_id}", decide, "operate", "approve"),
+    form("/ui/approvals/{payment_id}", decide, "operate", "approve", refused_on=_not_decided),
 ]

@@ -22,7 +22,7 @@ from payagent.dashboard.bars import WINDOWS, limit_bar, wallet_bars
 from payagent.dashboard.fields import LIFETIMES, expiry_of, ticked, units_of
 from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.spent import spent
-from payagent.dashboard.text import brief_ada
+from payagent.dashboard.text import amount_text
 from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 BUDGETS = (Window.PAYMENT, Window.DAY, Window.MONTH, Window.TOTAL)
@@ -144,17 +144,13 @@ def _token_chip(app: Mapping[str, Any]) -> tuple[str, str]:
     return "off", "expired" if app["revoked_at"] is None else "revoked"
 
 
-async def new(visit: Visit) -> Response:
-    return await _new_page(visit, SUGGESTED)
-
-
-async def _new_page(visit: Visit, typed: Mapping[str, str], refused: ApiRefusedError | None = None) -> Response:
+async def new(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
+    typed = visit.form or SUGGESTED
     limits = (await visit.api.get("/v1/limits"))["limits"]
     merchants = (await visit.api.get("/v1/merchants"))["merchants"]
     return await visit.page(
         "app_new.html",
-        200 if refused is None else refused.status,
-        None if refused is None else refused.problem,
+        refused,
         typed=typed,
         scopes=SCOPES,
         ticked_scopes=ticked(typed, "scopes"),
@@ -167,26 +163,20 @@ async def _new_page(visit: Visit, typed: Mapping[str, str], refused: ApiRefusedE
 
 
 async def add(visit: Visit) -> Response:
-    try:
-        body = _new_app(visit.form)
-        if CONFIRMED_SCOPES & set(body["scopes"]):
-            await _require_new(visit, body)
-            title = f"Add the app {body['name']}"
-            return visit.confirm_in_terminal(title, _facts(body), "/ui/apps", "/v1/apps", body, None)
-        app = await visit.api.post("/v1/apps", body)
-    except ApiRefusedError as refused:
-        return await _new_page(visit, visit.form, refused)
+    body = _new_app(visit.form)
+    if CONFIRMED_SCOPES & set(body["scopes"]):
+        await _require_new(visit, body)
+        title = f"Add the app {body['name']}"
+        return visit.confirm_in_terminal(title, _facts(body), "/ui/apps", "/v1/apps", body, None)
+    app = await visit.api.post("/v1/apps", body)
     return await _token_page(visit, app["name"], app["token"])
 
 
 async def _require_new(visit: Visit, body: Mapping[str, Any]) -> None:
-    """Check what can be checked before somebody goes to the terminal. Raises `ApiRefusedError`."""
-    try:
-        name = CreateApp.check(body).name
-        if any(name in (one["name"], one["id"]) for one in (await visit.api.get("/v1/apps"))["apps"]):
-            raise Refused("already_exists/app", f"the name {name!r} is taken; names are never reused")
-    except Refused as refused:
-        raise ApiRefusedError.of(refused) from None
+    """Check what can be checked before somebody goes to the terminal. Refused: `bad_request`, `already_exists`."""
+    name = CreateApp.check(body).name
+    if any(name in (one["name"], one["id"]) for one in (await visit.api.get("/v1/apps"))["apps"]):
+        raise Refused("already_exists/app", f"the name {name!r} is taken; names are never reused")
 
 
 def _new_app(typed: Mapping[str, str]) -> dict[str, Any]:
@@ -203,7 +193,7 @@ def _new_app(typed: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _facts(body: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    limits = [f"{WINDOWS[Window(name)]}: {brief_ada(most)}" for name, most in body["limits"].items()]
+    limits = [f"{WINDOWS[Window(name)]}: {amount_text(most)}" for name, most in body["limits"].items()]
     return (
         ("name", body["name"]),
         ("may", ", ".join(body["scopes"])),
@@ -214,17 +204,12 @@ def _facts(body: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     )
 
 
-async def rotating(visit: Visit) -> Response:
+async def rotating(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
     """The page that asks for a new token, and says what happens to the old one."""
-    return await _rotate_page(visit)
-
-
-async def _rotate_page(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
     app = await _other_app(visit)
     return await visit.page(
         "app_rotate.html",
-        200 if refused is None else refused.status,
-        None if refused is None else refused.problem,
+        refused,
         app=app,
         lifetimes=LIFETIMES,
         is_confirmed=bool(CONFIRMED_SCOPES & set(app["scopes"])),
@@ -265,10 +250,7 @@ async def rotate(visit: Visit) -> Response:
             ("token", "shown once, in the dashboard"),
         )
         return visit.confirm_in_terminal(f"New token for {app['name']}", facts, "/ui/apps", path, body, None)
-    try:
-        made = await visit.api.post(path, body)
-    except ApiRefusedError as refused:
-        return await _rotate_page(visit, refused)
+    made = await visit.api.post(path, body)
     return await _token_page(visit, made["name"], made["token"])
 
 
@@ -292,7 +274,7 @@ async def show_order_token(visit: Visit) -> Response:
 
 async def _token_page(visit: Visit, name: str, token: str) -> Response:
     """The one page that shows a token. Its `Location` is where a reload leads."""
-    response = await visit.page("app_token.html", 201, name=name, token=token)
+    response = await visit.page("app_token.html", status=201, name=name, token=token)
     response.headers["location"] = "/ui/apps"
     return response
 
@@ -309,9 +291,9 @@ PAGES = [
         ),
     ),
     page("/ui/apps/new", new, "operate"),
-    form("/ui/apps/new", add),
+    form("/ui/apps/new", add, refused_on=new),
     page("/ui/apps/{name}/token", rotating, "operate"),
-    form("/ui/apps/{name}/token", rotate),
+    form("/ui/apps/{name}/token", rotate, refused_on=rotating),
     form("/ui/apps/{name}/revoke", revoke),
     form("/ui/orders/{order_id}", show_order_token),
 ]

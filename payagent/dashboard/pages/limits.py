@@ -24,11 +24,8 @@ EDITED = ("app", "merchant", "asset", "limit", "amount")
 GROUPS = (("wallet", "The wallet"), ("apps", "Apps"), ("merchants", "Merchants"))
 
 
-async def show(visit: Visit) -> Response:
-    return await _limits_page(visit, visit.request.query_params)
-
-
-async def _limits_page(visit: Visit, typed: Mapping[str, str], refused: ApiRefusedError | None = None) -> Response:
+async def show(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
+    typed = visit.form or visit.request.query_params
     answer = await visit.api.get("/v1/limits")
     in_ada_first = sorted(answer["limits"], key=lambda one: bool(one["asset"] != LOVELACE))
     limits = [{**limit_bar(one), "query": _query(one)} for one in in_ada_first]
@@ -38,8 +35,7 @@ async def _limits_page(visit: Visit, typed: Mapping[str, str], refused: ApiRefus
     edited = {"limit": Window.DAY.value, "asset": LOVELACE} | given
     return await visit.page(
         "limits.html",
-        200 if refused is None else refused.status,
-        None if refused is None else refused.problem,
+        refused,
         sections=[(name, title, [one for one in limits if _group(one) == name]) for name, title in GROUPS],
         signer=answer["signer"],
         approval_above=answer["approval_above"],
@@ -68,19 +64,12 @@ def _in_force(limits: Sequence[Mapping[str, Any]], typed: Mapping[str, str]) -> 
 
 
 async def set_limit(visit: Visit) -> Response:
-    try:
-        return await _set(visit)
-    except ApiRefusedError as refused:
-        return await _limits_page(visit, visit.form, refused)
-
-
-async def _set(visit: Visit) -> Response:
     typed, tokens = visit.form, visit.renderer.facts["tokens"]
     asset, window = typed.get("asset", LOVELACE), typed.get("limit", "")
     is_reset = typed.get("act") == "reset"
     most = None if is_reset else units_of(typed, "amount", asset, tokens)
     if most is None and not is_reset:
-        raise ApiRefusedError.of(Refused("amount_invalid", "the amount is empty", key="amount"))
+        raise Refused("amount_invalid", "the amount is empty", key="amount")
     body = {name: typed[name] for name in ("app", "merchant") if typed.get(name)}
     order = {**body, "asset": asset, "limits": {window: most}}
     then = "as in the config file" if most is None else f"{amount_text(most, asset, tokens)} at most"
@@ -121,5 +110,5 @@ PAGES = [
             '<path d="M2.3 11.8a5.9 5.9 0 1 1 11.4 0M8 10.6l2.7-3.7"/>',
         ),
     ),
-    form("/ui/limits", set_limit),
+    form("/ui/limits", set_limit, refused_on=show),
 ]

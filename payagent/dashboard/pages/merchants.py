@@ -19,25 +19,20 @@ from payagent.core.problems import Refused, own_order
 from payagent.dashboard.fields import units_of
 from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.spent import Sum, spent
-from payagent.dashboard.text import brief_ada
+from payagent.dashboard.text import amount_text
 from payagent.dashboard.visit import MenuEntry, Visit, form, page
 from payagent.settings.loading import read_merchant
 
 TOPUPS = 20
 
 
-async def show(visit: Visit) -> Response:
-    return await _all_page(visit)
-
-
-async def _all_page(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
+async def show(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
     listed = (await visit.api.get("/v1/merchants"))["merchants"]
     merchants = [await visit.api.get(f"/v1/merchants/{one['name']}") for one in listed]
     topups = (await visit.api.get("/v1/prepaid/topups", limit=TOPUPS))["topups"]
     return await visit.page(
         "merchants.html",
-        200 if refused is None else refused.status,
-        None if refused is None else refused.problem,
+        refused,
         merchants=merchants,
         spent=await _spent(visit),
         prepaid=(await visit.api.get("/v1/prepaid"))["prepaid"],
@@ -59,11 +54,7 @@ async def _spent(visit: Visit) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-async def show_one(visit: Visit) -> Response:
-    return await _one_page(visit)
-
-
-async def _one_page(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
+async def show_one(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
     merchant = await visit.api.get(_path(visit))
     rise = merchant["price_rise_percent_max"]
     prices = [
@@ -78,8 +69,7 @@ async def _one_page(visit: Visit, refused: ApiRefusedError | None = None) -> Res
     }
     return await visit.page(
         "merchant.html",
-        200 if refused is None else refused.status,
-        None if refused is None else refused.problem,
+        refused,
         merchant={**merchant, "prices": prices},
         pinned=pinned,
         spent=(await _spent(visit)).get(merchant["origin"], []),
@@ -99,10 +89,7 @@ async def add(visit: Visit) -> Response:
     body = {name: typed[name] for name in ("name", "origin", "partner") if typed.get(name)}
     if is_t_backend(body.get("origin", "")):
         body["split_mode"] = "additional"  # as `payagent merchants add` does
-    try:
-        await _require_new(visit, body)
-    except Refused as refused:
-        return await _all_page(visit, ApiRefusedError.of(refused))
+    await _require_new(visit, body)
     facts = tuple((name.replace("_", " "), value) for name, value in body.items())
     title = f"Allow payments to {body.get('origin', 'no origin')}"
     return visit.confirm_in_terminal(title, facts, "/ui/merchants", "/v1/merchants", body, None)
@@ -140,12 +127,9 @@ async def resume(visit: Visit) -> Response:
 async def pin(visit: Visit) -> Response:
     merchant, body = await visit.api.get(_path(visit)), _address(visit)
     network = (await visit.api.get("/v1/wallet"))["network"]
-    try:
-        CreatePin.check(body)
-        with own_order(key="address"):
-            parse_address(body["address"], NETWORKS[network])
-    except Refused as refused:
-        return await _one_page(visit, ApiRefusedError.of(refused))
+    CreatePin.check(body)
+    with own_order(key="address"):
+        parse_address(body["address"], NETWORKS[network])
     facts = (
         ("merchant", merchant["name"]),
         ("role", body["role"].replace("_", " ")),
@@ -165,12 +149,8 @@ def _address(visit: Visit) -> dict[str, str]:
     return {name: visit.form.get(name, "") for name in ("role", "address")}
 
 
-async def topup(visit: Visit) -> Response:
-    return await _topup_page(visit)
-
-
-async def _topup_page(
-    visit: Visit, plan: Mapping[str, Any] | None = None, refused: ApiRefusedError | None = None
+async def topup(
+    visit: Visit, refused: ApiRefusedError | None = None, plan: Mapping[str, Any] | None = None
 ) -> Response:
     merchant = await visit.api.get(_path(visit))
     pools = (await visit.api.get("/v1/prepaid"))["prepaid"]
@@ -182,8 +162,7 @@ async def _topup_page(
     ]
     return await visit.page(
         "topup.html",
-        200 if refused is None else refused.status,
-        None if refused is None else refused.problem,
+        refused,
         merchant=merchant,
         pools=(own := [one for one in pools if one["origin"] == merchant["origin"]]),
         unit=visit.form.get("unit") or (CALLS if any(one["unit"] == CALLS for one in own) else LOVELACE),
@@ -196,15 +175,12 @@ async def _topup_page(
 
 async def order_topup(visit: Visit) -> Response:
     """Ask what a top-up costs, and only then order it: the button to order stands beside its cost."""
-    try:
-        body = _topup(visit)
-        if visit.form.get("act") != "order":
-            plan = await visit.api.post("/v1/prepaid/topups", {**body, "dry_run": True})
-            return await _topup_page(visit, plan)
-        await visit.api.post("/v1/prepaid/topups", body, visit.order)
-    except ApiRefusedError as refused:
-        return await _topup_page(visit, refused=refused)
-    goal = f"{brief_ada(body['units'])} are paid"
+    body = _topup(visit)
+    if visit.form.get("act") != "order":
+        plan = await visit.api.post("/v1/prepaid/topups", {**body, "dry_run": True})
+        return await topup(visit, plan=plan)
+    await visit.api.post("/v1/prepaid/topups", body, visit.order)
+    goal = f"{amount_text(body['units'])} are paid"
     if body["asset"] == CALLS:
         goal = f"{counted(body['units'], 'call')} are bought"
     return visit.done("/ui/merchants#topups", f"Topping up {_name(visit)} until {goal}. All limits hold.")
@@ -240,13 +216,13 @@ PAGES = [
             '3.7 0M3.3 8v5.4h9.4V8"/>',
         ),
     ),
-    form("/ui/merchants", add),
+    form("/ui/merchants", add, refused_on=show),
     page("/ui/merchants/{name}", show_one),
     form("/ui/merchants/{name}/remove", remove),
     form("/ui/merchants/{name}/resume", resume),
-    form("/ui/merchants/{name}/pins", pin),
+    form("/ui/merchants/{name}/pins", pin, refused_on=show_one),
     form("/ui/merchants/{name}/unpin", unpin),
     page("/ui/merchants/{name}/topup", topup, "operate"),
-    form("/ui/merchants/{name}/topup", order_topup),
+    form("/ui/merchants/{name}/topup", order_topup, refused_on=topup),
     form("/ui/topups/{topup_id}/cancel", cancel_topup),
 ]

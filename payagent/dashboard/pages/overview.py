@@ -15,7 +15,7 @@ from payagent.dashboard.bars import wallet_bars
 from payagent.dashboard.charts import spend_chart
 from payagent.dashboard.pages import approvals
 from payagent.dashboard.spent import days, spent
-from payagent.dashboard.text import brief_ada
+from payagent.dashboard.text import amount_text
 from payagent.dashboard.visit import MenuEntry, Visit, page
 
 LATEST = 6
@@ -112,7 +112,7 @@ def _steps(
     """The way to the first paid call, while there is no payment."""
     ada = next(one for one in wallet["assets"] if one["asset"] == LOVELACE)
     has_money, has_app = int(ada["total"]) > 0, any(one["scopes"] == ["pay"] and one["active"] for one in apps)
-    money = f"{brief_ada(ada['total'])} in the wallet" if has_money else "The wallet is empty"
+    money = f"{amount_text(ada['total'])} in the wallet" if has_money else "The wallet is empty"
     return [
         {"title": "A wallet", "text": "payagent init made it", "is_done": True, "href": "", "action": ""},
         {

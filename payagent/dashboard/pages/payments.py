@@ -23,8 +23,9 @@ from payagent.core.payment.machine import (
     State,
 )
 from payagent.core.problems import PROBLEMS, Problem
+from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.text import amount_text, paid
-from payagent.dashboard.visit import ApiRefusedError, MenuEntry, Visit, form, page
+from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
 PAGE = 50
 FILTERS = ("text", "merchant", "app", "state", "delivery")
@@ -46,19 +47,18 @@ async def show_list(visit: Visit) -> Response:
     query = {"origin" if name == "merchant" else name: text for name, text in asked.items()}
     if "merchant" in asked:
         query["origin"] = origins.get(asked["merchant"], asked["merchant"])
-    problem, status = None, 200
+    refused = None
     try:
         found = await visit.api.get("/v1/payments", limit=PAGE, cursor=cursor, **query)
         fresh = await _newer_than(visit, query, newest) if cursor and newest else ""
-    except ApiRefusedError as refused:
-        problem, status = refused.problem, refused.status
+    except ApiRefusedError as error:
+        refused = error
         found, fresh = {"payments": [], "cursor": None}, ""
     rows = found["payments"]
     older = {"cursor": found["cursor"], "newest": newest or (rows[0]["created_at"] if rows else "")}
     return await visit.page(
         "payments.html",
-        status,
-        problem,
+        refused,
         asked=asked,
         rows=rows,
         is_first=cursor is None,
@@ -102,17 +102,12 @@ def _command(asked: Mapping[str, str], origin: str | None) -> str:
     return "payagent payments list" + "".join(f" --{name} {value}" for name, value in options.items() if value)
 
 
-async def show(visit: Visit) -> Response:
-    return await _show(visit)
-
-
-async def _show(visit: Visit, status: int = 200, problem: Mapping[str, Any] | None = None) -> Response:
+async def show(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
     payment = await visit.api.get(_path(visit))
     state = State(payment["state"])
     return await visit.page(
         "payment.html",
-        status,
-        problem,
+        refused,
         payment=payment,
         title=_title(payment, visit),
         meaning=STATES_IN_WORDS[state],
@@ -179,18 +174,12 @@ async def receipt(visit: Visit) -> Response:
 
 
 async def resolve(visit: Visit) -> Response:
-    try:
-        payment = await visit.api.post(f"{_path(visit)}/resolve", {})
-    except ApiRefusedError as refused:
-        return await _show(visit, refused.status, refused.problem)
+    payment = await visit.api.post(f"{_path(visit)}/resolve", {})
     return visit.done(f"/ui/payments/{payment['id']}", f"Now it is {STATES_IN_WORDS[State(payment['state'])]}.")
 
 
 async def acknowledge(visit: Visit) -> Response:
-    try:
-        payment = await visit.api.post(f"{_path(visit)}/acknowledge", {})
-    except ApiRefusedError as refused:
-        return await _show(visit, refused.status, refused.problem)
+    payment = await visit.api.post(f"{_path(visit)}/acknowledge", {})
     words = "It no longer needs you. It stays marked as paid and not served."
     return visit.done(f"/ui/payments/{payment['id']}", words)
 
@@ -207,6 +196,6 @@ PAGES = [
     ),
     page("/ui/payments/{payment_id}", show),
     page("/ui/payments/{payment_id}/receipt", receipt),
-    form("/ui/payments/{payment_id}/resolve", resolve),
-    form("/ui/payments/{payment_id}/acknowledge", acknowledge),
+    form("/ui/payments/{payment_id}/resolve", resolve, refused_on=show),
+    form("/ui/payments/{payment_id}/acknowledge", acknowledge, refused_on=show),
 ]

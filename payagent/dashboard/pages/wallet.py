@@ -10,13 +10,13 @@ import segno
 from markupsafe import Markup
 from starlette.responses import Response
 
-from payagent.api.http.problems import problem_of
 from payagent.api.models.wallet import SplitOrder
 from payagent.core.address import parse_address
 from payagent.core.money import LOVELACE, LOVELACE_PER_ADA, Tokens, show_amount
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused, own_order
 from payagent.dashboard.fields import read_units
+from payagent.dashboard.in_process import ApiRefusedError
 from payagent.dashboard.text import amount_text
 from payagent.dashboard.visit import MenuEntry, Visit, form, page
 
@@ -32,15 +32,14 @@ MEANINGS = {
 }
 
 
-async def show(visit: Visit, problem: Mapping[str, Any] | None = None, status: int = 200) -> Response:
+async def show(visit: Visit, refused: ApiRefusedError | None = None) -> Response:
     wallet = await visit.api.get("/v1/wallet")
     utxos = (await visit.api.get("/v1/wallet/utxos"))["utxos"]
     utxos.sort(key=lambda one: -int(one["lovelace"]))
     shows_all = "all" in visit.request.query_params
     return await visit.page(
         "wallet.html",
-        status,
-        problem,
+        refused,
         wallet=wallet,
         money=_money(wallet, utxos),
         qr=_qr(wallet["address"]),
@@ -97,14 +96,11 @@ async def split(visit: Visit) -> Response:
     """Keep a split until the terminal confirms it: no limit counts its fee."""
     wallet, count = await visit.api.get("/v1/wallet"), visit.form.get("count", "")
     tokens = visit.renderer.facts["tokens"]
-    try:
-        is_number = count.isascii() and count.isdecimal() and len(count) < 10
-        lovelace = read_units(visit.form.get("each", ""), LOVELACE, tokens, "each")
-        body = {"count": int(count) if is_number else count, "lovelace": str(lovelace)}
-        order = SplitOrder.check(body)
-        _require_available(wallet, LOVELACE, order.count * order.lovelace, tokens)
-    except Refused as refused:
-        return await _refused(visit, refused)
+    is_number = count.isascii() and count.isdecimal() and len(count) < 10
+    lovelace = read_units(visit.form.get("each", ""), LOVELACE, tokens, "each")
+    body = {"count": int(count) if is_number else count, "lovelace": str(lovelace)}
+    order = SplitOrder.check(body)
+    _require_available(wallet, LOVELACE, order.count * order.lovelace, tokens)
     each = amount_text(order.lovelace)
     facts = (
         ("makes", f"{order.count} UTxOs of {each} each, in this wallet"),
@@ -118,10 +114,7 @@ async def split(visit: Visit) -> Response:
 async def send(visit: Visit) -> Response:
     """Keep a send until the terminal confirms it."""
     wallet = await visit.api.get("/v1/wallet")
-    try:
-        address, order, text, left = _order(visit.form, wallet, visit.renderer.facts["tokens"])
-    except Refused as refused:
-        return await _refused(visit, refused)
+    address, order, text, left = _order(visit.form, wallet, visit.renderer.facts["tokens"])
     facts = (
         ("sends", text),
         ("fee", "the network's, known when it is signed; less than 1 ADA"),
@@ -184,10 +177,6 @@ async def unfreeze(visit: Visit) -> Response:
     )
 
 
-async def _refused(visit: Visit, refused: Refused) -> Response:
-    return await show(visit, problem_of(refused, visit.order).model_dump(), refused.problem.status)
-
-
 PAGES = [
     page(
         "/ui/wallet",
@@ -199,7 +188,7 @@ PAGES = [
             '9.2h.1"/>',
         ),
     ),
-    form("/ui/wallet/split", split),
-    form("/ui/wallet/send", send),
+    form("/ui/wallet/split", split, refused_on=show),
+    form("/ui/wallet/send", send, refused_on=show),
     form("/ui/wallet/unfreeze", unfreeze),
 ]
