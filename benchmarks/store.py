@@ -48,8 +48,9 @@ from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows.approvals import count_awaiting
 from payagent.store.rows.journal import EVERYTHING
 from payagent.wallet.keys import derive, seed_from_words
-from payagent.wallet.transaction import TxPlan, sign
+from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import UtxoIndex
+from sim.signing import sign
 
 NETWORK = NETWORKS["devnet"]
 WORDS = "abandon " * 23 + "art"

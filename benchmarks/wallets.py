@@ -11,8 +11,9 @@ from payagent.core.address import Address, encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
 from payagent.wallet.keys import SoftwareSigner
-from payagent.wallet.transaction import TxPlan, check, select, sign
+from payagent.wallet.transaction import TxPlan, check, select
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
+from sim.signing import sign
 
 TOKEN = hashlib.blake2b(b"policy", digest_size=28).hexdigest() + b"TOKEN".hex()
 ASSETS = {"ada": LOVELACE, "token": TOKEN}

@@ -36,7 +36,6 @@ from payagent.wallet.keystore import Header
 
 APP_NAME = "operator"
 _READ_AT_START = "# Read when the daemon starts. Only its owner may read it (chmod 600)."
-_WHAT_IT_HOLDS = "# Holds ledger.db, keystore.json and operator.token."
 _SPLITS = (
     "# If a 402 states no mode, its revenue share is paid on top of the amount, not out of it.",
     'split_mode = "additional"',

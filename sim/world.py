@@ -34,7 +34,7 @@ from payagent.store.db.lease import lease
 from payagent.store.db.unit import Connection
 from payagent.store.rows import attempts_and_utxos as queries
 from payagent.store.rows import events, payments
-from payagent.wallet.transaction import send_all, sign
+from payagent.wallet.transaction import send_all
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 from sim.clients import PARTNER, BuyerTask, ClientGoal
 from sim.coverage import Coverage
@@ -49,6 +49,7 @@ from sim.prepaid_judge import PrepaidJudge
 from sim.process import DeadError, SimProcess
 from sim.providers import SimProvider
 from sim.seed_plan import SeedPlan, draw_plan
+from sim.signing import sign
 from sim.tokens import Beside
 from sim.trace import Trace
 from sim.virtual_loop import StuckError, VirtualLoop

@@ -15,7 +15,6 @@ from payagent.core.hard_caps import FEE_CAP_LOVELACE
 from payagent.core.invoice import Output, Role
 from payagent.core.money import LOVELACE
 from payagent.wallet.coin_selection import choose, choose_all, smallest_of, take
-from payagent.wallet.keys import Signer
 from payagent.wallet.tx_check import CheckFailed, check
 from payagent.wallet.tx_plan import (
     Frame,
@@ -42,7 +41,6 @@ __all__ = [
     "min_lovelace",
     "select",
     "send_all",
-    "sign",
     "smallest_of",
     "split_outputs",
 ]
@@ -121,8 +119,3 @@ def send_all(
 def split_outputs(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:
     """Return the outputs of `wallet split`: `count` outputs of `lovelace` each to ourselves."""
     return tuple(Output("change", own, LOVELACE, lovelace) for _ in range(count))
-
-
-def sign(plan: TxPlan, signer: Signer) -> bytes:
-    """Sign and return the bytes to submit. `check` them before they are stored or leave the process."""
-    return assemble(plan, signer.public_key, signer.sign(plan.body, plan.paid))

@@ -32,8 +32,9 @@ from payagent.store.db.unit import Unit
 from payagent.store.executor import clear_alert, raise_alert
 from payagent.store.rows import alerts, onchain
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.wallet.transaction import build, sign
+from payagent.wallet.transaction import build
 from payagent.wallet.utxo_index import Utxo
+from sim.signing import sign
 
 
 @pytest.fixture

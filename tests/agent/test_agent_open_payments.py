@@ -12,7 +12,7 @@ from payagent.agent.chain_sync.open_payments import OpenPayments
 from payagent.core.payment.machine import State
 from payagent.store.rows import payments
 from payagent.store.rows import writes as records
-from payagent.wallet.transaction import sign
+from sim.signing import sign
 
 
 @pytest.fixture

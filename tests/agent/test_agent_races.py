@@ -15,7 +15,7 @@ from payagent.agent.commits import payment_transitions as steps
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.store.rows import payments
-from payagent.wallet.transaction import sign
+from sim.signing import sign
 
 
 @pytest.fixture

@@ -34,8 +34,9 @@ from payagent.core.policy import WALLET
 from payagent.core.problems import Refused
 from payagent.store.rows import alerts, events, limit_counters, payments
 from payagent.store.rows import attempts_and_utxos as queries
-from payagent.wallet.transaction import TxPlan, select, send_all, sign
+from payagent.wallet.transaction import TxPlan, select, send_all
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
+from sim.signing import sign
 
 
 @pytest.fixture

@@ -23,8 +23,9 @@ from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.devnet.server import DevnetThread
 from payagent.store.rows import apps
-from payagent.wallet.transaction import select, sign
+from payagent.wallet.transaction import select
 from payagent.wallet.utxo_index import UtxoIndex
+from sim.signing import sign
 
 SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
 BAD = {"status_code": 500, "error": "Internal Server Error", "message": "down"}

@@ -17,8 +17,9 @@ from payagent.audit.signed_bytes import Owner
 from payagent.core.problems import Refused
 from payagent.store.audit.payment_records import SignedTransaction, signed_transactions
 from payagent.wallet import cbor_write, tx_decode, tx_plan
-from payagent.wallet.transaction import select, sign
+from payagent.wallet.transaction import select
 from payagent.wallet.utxo_index import UtxoIndex
+from sim.signing import sign
 
 
 def pages(path: Path, limit: int) -> list[SignedTransaction]:

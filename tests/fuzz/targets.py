@@ -43,10 +43,11 @@ from payagent.dialects.status_answers import WORDS
 from payagent.proxy import headers as proxy_headers
 from payagent.proxy import http1 as upstream
 from payagent.signer.policy import Clocks, Policy
-from payagent.wallet.transaction import build, sign
+from payagent.wallet.transaction import build
 from payagent.wallet.tx_check import CheckFailed
 from payagent.wallet.tx_check import check as check_bytes
 from payagent.wallet.utxo_index import Utxo
+from sim.signing import sign
 
 Fuzzed = Callable[[bytes], None]
 PREPROD = NETWORKS["preprod"]

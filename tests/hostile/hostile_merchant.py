@@ -22,8 +22,9 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Output
 from payagent.devnet.merchant import role_address
 from payagent.wallet.keys import derive, seed_from_words
-from payagent.wallet.transaction import select, sign
+from payagent.wallet.transaction import select
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
+from sim.signing import sign
 
 PRICE = 2 * ADA
 TRIES = 4

@@ -16,8 +16,8 @@ from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.payments.sign import PaymentSigner
 from payagent.core.aggregate import PaymentRow
 from payagent.settings.schema import Settings
-from payagent.wallet.transaction import sign
 from payagent.wallet.tx_plan import TxPlan
+from sim.signing import sign
 
 
 def leave_then_persist(_settings: Settings) -> None:

@@ -9,9 +9,10 @@ import cbor2
 from kit.wallet import ASSETS, OWN, SIGNER, TTL_SLOT, pay, payee, signer_of
 from payagent.core.invoice import Output
 from payagent.wallet.keys import SoftwareSigner
-from payagent.wallet.transaction import build, sign
+from payagent.wallet.transaction import build
 from payagent.wallet.tx_plan import TxPlan
 from payagent.wallet.utxo_index import Utxo
+from sim.signing import sign
 
 ADA = 1_000_000
 UTXOS = (

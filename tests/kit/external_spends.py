@@ -13,8 +13,9 @@ from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.store.db.opening import open_read_only
 from payagent.store.rows import onchain
-from payagent.wallet.transaction import build, select, sign
+from payagent.wallet.transaction import build, select
 from payagent.wallet.utxo_index import Utxo
+from sim.signing import sign
 
 SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
 

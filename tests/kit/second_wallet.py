@@ -5,8 +5,9 @@ from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.network import NETWORKS
 from payagent.wallet.keys import derive, seed_from_words
-from payagent.wallet.transaction import select, sign
+from payagent.wallet.transaction import select
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
+from sim.signing import sign
 
 DEVNET = NETWORKS["devnet"]
 OUT = Output("pay_to", encode_address(bytes([0x60]) + bytes(28)), "lovelace", 3_000_000)

@@ -26,8 +26,9 @@ from payagent.secret_file import SecretFile
 from payagent.signer.client import AccountSigner, SignerProcess, unlocked
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.new_keystore import create
-from payagent.wallet.transaction import check, select, sign
+from payagent.wallet.transaction import check, select
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
+from sim.signing import sign
 
 WORDS = plant(
     "the signer's words",

@@ -29,8 +29,8 @@ from payagent.store.rows import approvals, apps, limit_counters, operator_log, p
 from payagent.store.rows import prepaid_uses as uses
 from payagent.store.rows.journal import EVERYTHING
 from payagent.store.rows.operator_log import refusals_page
-from payagent.wallet.transaction import sign
 from payagent.wallet.utxo_index import UtxoIndex
+from sim.signing import sign
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
 FEW, MANY = pick(60, 300), pick(600, 3_000)

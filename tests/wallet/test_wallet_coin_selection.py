@@ -31,11 +31,11 @@ from payagent.wallet.transaction import (
     min_lovelace,
     select,
     send_all,
-    sign,
     smallest_of,
     split_outputs,
 )
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
+from sim.signing import sign
 
 ADA = 1_000_000
 LEAST = 969_750  # min-ADA of an ADA-only output to a base address

@@ -8,8 +8,9 @@ import pytest
 from kit.wallet import ASSETS, OWN, SIGNER, TTL_SLOT, payee, random_outputs, random_wallet, wallet_size
 
 from payagent.core.problems import Refused
-from payagent.wallet.transaction import TxParameters, TxPlan, min_lovelace, select, sign
+from payagent.wallet.transaction import TxParameters, TxPlan, min_lovelace, select
 from payagent.wallet.utxo_index import UtxoIndex
+from sim.signing import sign
 
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 

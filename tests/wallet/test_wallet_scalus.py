@@ -30,8 +30,9 @@ from ledger_check.scalus import Scalus, needs_scalus
 from payagent.core.invoice import Output
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import Chain, LedgerError, Params, TxOut, check_tx, decode_tx
-from payagent.wallet.transaction import TxPlan, check, min_lovelace, select, send_all, sign, split_outputs
+from payagent.wallet.transaction import TxPlan, check, min_lovelace, select, send_all, split_outputs
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
+from sim.signing import sign
 
 FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 SINGLE, CHAINS, LINKS = pick(200, 1700), pick(4, 20), 20

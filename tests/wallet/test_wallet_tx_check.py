@@ -45,11 +45,12 @@ from kit.wallet import (
 from payagent.core.address import Address
 from payagent.core.invoice import Output
 from payagent.core.problems import Refused
-from payagent.wallet.transaction import build, check, select, sign
+from payagent.wallet.transaction import build, check, select
 from payagent.wallet.tx_check import CheckFailed
 from payagent.wallet.tx_decode import Undecodable, decode
 from payagent.wallet.tx_plan import Frame, PlannedOutput, TxParameters, TxPlan
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
+from sim.signing import sign
 
 TOKEN_PLAN = planned(pay(400, 50, name=ASSETS[1]))
 
