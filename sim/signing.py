@@ -3,7 +3,8 @@
 Never: checks what it signs.
 """
 
-from payagent.wallet.transaction import Signer, TxPlan, assemble
+from payagent.wallet.keys import Signer
+from payagent.wallet.transaction import TxPlan, assemble
 
 
 def sign(plan: TxPlan, signer: Signer) -> bytes:

@@ -12,17 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from kit.cli import clean_environ, until
 from kit.effort import long_only
 from kit.pages import blocks
 
+from payagent.chain.open import KINDS
 from payagent.secret_file import require_out_of_reach
 
 ROOT = Path(__file__).parents[2]
 COMPOSE, IMAGE = ROOT / "config/compose.yml", (ROOT / "config/Dockerfile").read_text()
 SERVICES: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
 PAGE = "docs/how-to/run-in-a-container.md"
+CHAIN, CHAIN_PAGE = ROOT / "config/chain.yml", "docs/how-to/read-the-chain-without-a-third-party.md"
 
 
 class Containers:
@@ -141,10 +144,24 @@ def test_a_client_container_reaches_nothing_but_the_socket_and_its_token() -> No
 
 
 @long_only
-def test_the_compose_file_is_well_formed() -> None:
-    check = ["check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)]
+@pytest.mark.parametrize("file", [COMPOSE, CHAIN], ids=lambda file: file.name)
+def test_the_compose_files_are_well_formed(file: Path) -> None:
+    check = ["check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)]
     checked = subprocess.run([sys.executable, "-m", *check], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_the_chain_of_ones_own_is_served_on_this_machine_where_payagent_looks_for_it() -> None:
+    services = yaml.safe_load(CHAIN.read_text())["services"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    kind = KINDS["ogmios-kupo"]
+    urls = (kind.urls["mainnet"], kind.index_url)
+    assert [f"http://{port.rpartition(':')[0]}" for port in ports] == list(urls)
+    (toml,) = blocks("Your own node: Ogmios with Kupo", CHAIN_PAGE, "toml")
+    assert all(f'"{url}"' in toml for url in urls)
+    assert not [part for part in services["kupo"]["command"] if "prune" in part]
+    needed = set(re.findall(r"\$\{(\w+):\?\}", CHAIN.read_text()))
+    assert needed <= set(re.findall(r"\b([A-Z_]+)=", (ROOT / CHAIN_PAGE).read_text()))
 
 
 def test_the_image_installs_locked_requirements_and_does_not_run_as_root() -> None:
