@@ -105,10 +105,14 @@ class ApiSettings(SettingsTable):
 
 
 class ProviderSettings(SettingsTable):
-    """A chain provider. payagent appends only the API's paths to `base_url`. `chain.open` has the kinds."""
+    """A chain provider. payagent appends only the API's paths to `base_url`. `chain.open` has the kinds.
+
+    `index_url`: the second server of a kind that has two.
+    """
 
     kind: str
     base_url: BaseUrl
+    index_url: BaseUrl | None = None
     project_id_file: AbsolutePath | None = None
 
     @property
