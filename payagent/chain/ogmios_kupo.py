@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial, wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from payagent.chain.json_answers import HASH, understood
 from payagent.chain.ogmios_kupo_parse import (
@@ -103,13 +103,6 @@ def _read(read: Callable[P, Coroutine[Any, Any, Read[T]]]) -> Callable[P, Corout
     return bounded
 
 
-class _Listed(NamedTuple):
-    """Rows of Kupo, all of them as of one newest block."""
-
-    newest: Point
-    rows: tuple[Match, ...]
-
-
 class OgmiosKupo:
     """A `ChainProvider` for an Ogmios at `base_url` and a Kupo at `index_url`, both the operator's own.
 
@@ -158,7 +151,7 @@ class OgmiosKupo:
 
     @_read
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
-        rows = (await self._list(address, f"{address}?unspent")).rows
+        _, rows = await self._list(address, f"{address}?unspent")
         if any(row.spend is not None or row.utxo.address != address for row in rows):
             return Unknown("Kupo: an output that is spent or of another address")
         if sum(row.utxo.lovelace for row in rows) > MAX_LOVELACE:
@@ -174,9 +167,11 @@ class OgmiosKupo:
         slots = await self._slot_clock()
         since_slot = slots.slot_at(since_s * 1000)
         fields = ("created_after", "spent_after") if since_slot > 0 else ()  # Kupo takes no slot below 1
-        listed = await self._list(address, *([f"{address}?{field}={since_slot}" for field in fields] or [address]))
-        made = [(row.utxo.tx_id, row.made) for row in reversed(listed.rows)]
-        spent = [(row.spend.tx_id, row.spend.point) for row in listed.rows if row.spend is not None]
+        _, rows = await self._list(
+            address, *([f"{address}?{field}={since_slot}" for field in fields] or [address])
+        )
+        made = [(row.utxo.tx_id, row.made) for row in reversed(rows)]
+        spent = [(row.spend.tx_id, row.spend.point) for row in rows if row.spend is not None]
         found = {}
         for tx_id, point in dict.fromkeys(made + spent):
             if tx_id in found:
@@ -192,9 +187,9 @@ class OgmiosKupo:
         first = await self._matches(f"*@{tx_id}")
         slot = first[0].made.slot if first else 0
         spent = f"{address}?spent_after={slot}" if slot else f"{address}?spent"
-        listed = await self._list(address, f"*@{tx_id}", spent)
-        made = [row for row in listed.rows if row.utxo.tx_id == tx_id]
-        by_it = [row for row in listed.rows if row.spend is not None and row.spend.tx_id == tx_id]
+        _, rows = await self._list(address, f"*@{tx_id}", spent)
+        made = [row for row in rows if row.utxo.tx_id == tx_id]
+        by_it = [row for row in rows if row.spend is not None and row.spend.tx_id == tx_id]
         if any(row.made.slot != slot for row in made) or not (made or by_it):
             return Unknown("Kupo: the index has nothing of this transaction, or it moved to another block")
         return Found(
@@ -238,13 +233,13 @@ class OgmiosKupo:
         """Return the transaction that spends an output. A denial is as of Kupo's newest block."""
         tx_id, _, index = ref.partition("#")
         _check(HASH, tx_id)
-        listed = await self._steady(f"{int(index)}@{tx_id}")
-        if [row.utxo.ref for row in listed.rows] != [ref]:
+        newest, rows = await self._steady(f"{int(index)}@{tx_id}")
+        if [row.utxo.ref for row in rows] != [ref]:
             self._lacks_row = True
             return Unknown("Kupo: the index has no row of this output")
-        if (spend := listed.rows[0].spend) is not None:
+        if (spend := rows[0].spend) is not None:
             return await self._seen(spend.tx_id, spend.point)
-        return NotFound(await self._height(listed.newest))
+        return NotFound(await self._height(newest))
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         _check(HASH, tx_id)
@@ -259,7 +254,7 @@ class OgmiosKupo:
             found.append("Ogmios takes no transactions")
         try:
             in_ledger = await self._ask("queryLedgerState/utxo", parse_ledger, addresses=[address])
-            rows = (await self._list(address, address)).rows
+            _, rows = await self._list(address, address)
             if self._lacks_row or in_ledger - {row.utxo.ref for row in rows}:
                 found.append(f"Kupo lacks outputs: {_START_KUPO.format(address)}, and without --prune-utxo")
         except _Unanswered as failed:
@@ -300,21 +295,21 @@ class OgmiosKupo:
         """Kupo's newest block, from its database. The headers of its answers may be ahead of that."""
         return await self._index(f"/checkpoints/{_LAST_SLOT}", parse_checkpoint)
 
-    async def _list(self, address: str, *queries: str) -> _Listed:
-        """Rows of an address, if Kupo watches it. Kupo answers with an empty list otherwise."""
+    async def _list(self, address: str, *queries: str) -> tuple[Point, tuple[Match, ...]]:
+        """Rows as `_steady` returns them, if Kupo watches the address: otherwise its list would be empty."""
         _check(_ADDRESS, address)
         if not await self._index(f"/patterns/{address}", parse_patterns):
             raise _Unanswered(Unknown(f"Kupo does not watch the address: {_START_KUPO.format(address)}"))
         return await self._steady(*queries)
 
-    async def _steady(self, *queries: str) -> _Listed:
-        """Rows as of one newest block. A new block or a rollback between two calls would mix two states."""
+    async def _steady(self, *queries: str) -> tuple[Point, tuple[Match, ...]]:
+        """Rows, and the newest block that all are as of. A rollback between two calls would mix two states."""
         newest = await self._newest()
         for _ in range(_MAX_PASSES):
             rows = [row for query in queries for row in await self._matches(query)]
             before, newest = newest, await self._newest()
             if newest == before:
-                return _Listed(newest, tuple(rows))
+                return newest, tuple(rows)
         raise _Unanswered(Unknown("Kupo: its newest block kept changing"))
 
     async def _matches(self, query: str) -> tuple[Match, ...]:

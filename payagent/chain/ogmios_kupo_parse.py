@@ -45,7 +45,7 @@ class Located(NamedTuple):
     tip_height: int
 
 
-class Spend(NamedTuple):
+class IndexedSpend(NamedTuple):
     """The transaction that spends an output, and its block."""
 
     tx_id: str
@@ -57,7 +57,7 @@ class Match(NamedTuple):
 
     utxo: ChainUtxo
     made: Point
-    spend: Spend | None
+    spend: IndexedSpend | None
 
     @property
     def units(self) -> dict[str, int]:
@@ -217,8 +217,8 @@ def _quantity(value: Any, unit: str) -> int:
     return quantity(str(value), unit)
 
 
-def _parse_spend(spent: Any) -> Spend:
+def _parse_spend(spent: Any) -> IndexedSpend:
     """Parse what spends an output. A database of Kupo before 2.10 did not keep which transaction does."""
     if "transaction_id" not in spent or spent["transaction_id"] is None:
         raise ValueError("spent by a transaction that it does not name: its database was made before Kupo 2.10")
-    return Spend(text_hash(spent["transaction_id"]), parse_checkpoint(spent))
+    return IndexedSpend(text_hash(spent["transaction_id"]), parse_checkpoint(spent))

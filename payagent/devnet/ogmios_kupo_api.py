@@ -124,9 +124,7 @@ class OgmiosKupoApi:
     def _patterns(self, request: Request, _height: int) -> object:
         """GET /patterns/{address}: the patterns that include it."""
         address = request.path_params["pattern"]
-        if self.watched is None:
-            return ["*"]
-        return [address] if address in self.watched else []
+        return ["*"] if self.watched is None else [one for one in self.watched if one == address]
 
     def _matches(self, request: Request, height: int) -> object:
         """GET /matches/{address} or /matches/{index}@{transaction}, the newest first."""
@@ -207,7 +205,7 @@ class _Session:
         return {"jsonrpc": "2.0", "method": method, **outcome, "id": request.get("id")} if outcome else {}
 
     def _methods(self) -> Mapping[str, Callable[..., Json]]:
-        start = _time(self.node.system_start_s)
+        start = datetime.fromtimestamp(self.node.system_start_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {
             "findIntersection": self._find,
             "nextBlock": self._next,
@@ -293,7 +291,3 @@ def _error(code: int, **data: object) -> Json:
 
 def _point(block: DevnetBlock) -> Json:
     return {"slot": block.slot, "id": block.hash}
-
-
-def _time(posix_s: int) -> str:
-    return datetime.fromtimestamp(posix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
