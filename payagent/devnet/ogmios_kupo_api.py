@@ -16,7 +16,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
@@ -95,11 +95,9 @@ class OgmiosKupoApi:
         """A session of as many requests as the client makes."""
         session = _Session(self, None)
         await socket.accept()
-        try:
-            while answer := session.answer(await socket.receive_json()):
+        async for request in socket.iter_json():
+            if answer := session.answer(request):
                 await socket.send_json(answer)
-        except WebSocketDisconnect:
-            return
 
     # --- Kupo ---
 
@@ -107,8 +105,7 @@ class OgmiosKupoApi:
         async def endpoint(request: Request) -> Response:
             fault = self.node.switches.take("GET", request.url.path.removeprefix(KUPO_ROOT))
             self.node.tick()
-            is_stale = fault is not None and fault.answer == "stale"
-            behind = fault.blocks if fault is not None and is_stale else self.blocks_behind
+            behind = fault.blocks if fault is not None and fault.answer == "stale" else self.blocks_behind
             height = max(self.node.chain.tip.height - behind, 0)
             slot = self.node.chain.blocks[height].slot + self.slots_ahead
             honest = JSONResponse(read(request, height), headers={"X-Most-Recent-Checkpoint": str(slot)})
@@ -132,7 +129,7 @@ class OgmiosKupoApi:
             self.before_matches.pop(0)()
         query, pattern = request.query_params, request.path_params["pattern"]
         made_from, spent_from = int(query.get("created_after", 0)), int(query.get("spent_after", 0))
-        rows = [row for row in self._rows(height) if _matches(row, pattern)]
+        rows = list(self._rows(pattern, height))
         if "unspent" in query:
             rows = [row for row in rows if row["spent_at"] is None]
         if "spent" in query or spent_from:
@@ -140,15 +137,18 @@ class OgmiosKupoApi:
             rows = [row for row in spent if row["spent_at"]["slot_no"] >= spent_from]
         return [row for row in rows if row["created_at"]["slot_no"] >= made_from]
 
-    def _rows(self, height: int) -> Iterator[dict[str, Any]]:
-        """Every row that the index has at a height."""
+    def _rows(self, pattern: str, height: int) -> Iterator[dict[str, Any]]:
+        """The rows that the index has at a height."""
+        index, is_reference, tx_id = pattern.partition("@")
+        at = b"" if is_reference else parse_address(pattern, NETWORKS["devnet"]).raw
         for block in reversed(self.node.chain.blocks[: height + 1]):
             for tx in reversed(block.txs):
-                for index in reversed(range(len(tx.outputs))):
-                    row = self._row(block, tx, index, height)
-                    is_watched = self.watched is None or row["address"] in self.watched
-                    if is_watched and not (self.is_pruned and row["spent_at"]):
-                        yield row
+                for number, output in reversed(list(enumerate(tx.outputs))):
+                    if output.address == at or (tx.tx_id == tx_id and index in ("*", str(number))):
+                        row = self._row(block, tx, number, height)
+                        is_watched = self.watched is None or row["address"] in self.watched
+                        if is_watched and not (self.is_pruned and row["spent_at"]):
+                            yield row
 
     def _row(self, block: DevnetBlock, tx: Tx, index: int, height: int) -> dict[str, Any]:
         chain, output = self.node.chain, tx.outputs[index]
@@ -179,13 +179,6 @@ class OgmiosKupoApi:
     def _point(self, block: DevnetBlock) -> dict[str, object]:
         is_own = self.forked_from is not None and block.height >= self.forked_from
         return {"slot_no": block.slot, "header_hash": block.hash[::-1] if is_own else block.hash}
-
-
-def _matches(row: Mapping[str, Any], pattern: str) -> bool:
-    index, is_reference, tx_id = pattern.partition("@")
-    if not is_reference:
-        return bool(row["address"] == pattern)
-    return row["transaction_id"] == tx_id and index in ("*", str(row["output_index"]))
 
 
 class _Session:
