@@ -130,7 +130,7 @@ class OgmiosKupo:
 
     async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
         asked_ms = now_ms()
-        answer = await self._post("queryNetwork/startTime", self._call_s)
+        answer = await self._post("queryNetwork/startTime", self._call_s, SHORT_MAX_BYTES)
         if answer.date_s is None:
             return Unknown("Ogmios: no answer with a date")
         return Found(((asked_ms + now_ms()) // 2 - answer.date_s * 1000) // 1000)
@@ -177,7 +177,8 @@ class OgmiosKupo:
             if tx_id in found:
                 return Unknown("Kupo: a transaction in two blocks")
             if point.slot >= since_slot:
-                found[tx_id] = AddressTx(tx_id, await self._height(point), slots.time_ms(point.slot) // 1000)
+                height = self._heights.get(point.hash) or await self._height(point)
+                found[tx_id] = AddressTx(tx_id, height, slots.time_ms(point.slot) // 1000)
         return Found(tuple(sorted(found.values(), key=lambda tx: tx.block_height)))
 
     @_read
@@ -204,9 +205,9 @@ class OgmiosKupo:
         """Return the block of a transaction, by an output of it or, if Kupo has none, by its input `spends`."""
         _check(HASH, tx_id)
         made = await self._matches(f"*@{tx_id}")
-        if made:
+        if made and {(row.utxo.tx_id, row.made) for row in made} == {(tx_id, made[0].made)}:
             return await self._seen(tx_id, made[0].made)
-        if spends is None:
+        if made or spends is None:
             return Unknown("Kupo: the index has nothing of this transaction")
         spender = await self.spender(spends)
         return NotFound() if isinstance(spender, Found) and spender.value.tx_id != tx_id else spender
@@ -243,15 +244,15 @@ class OgmiosKupo:
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         _check(HASH, tx_id)
-        transaction = {"cbor": raw.hex()}
-        return classify(await self._post("submitTransaction", self._submit_s, transaction=transaction), tx_id)
+        return classify(await self._post_tx(raw, self._submit_s), tx_id)
 
     async def findings(self, address: str) -> tuple[str, ...]:
         """Submit one byte, no transaction, and compare what Kupo has of the address with the node's own list."""
         found = []
-        answer = await self._post("submitTransaction", self._call_s, transaction={"cbor": "ff"})
-        if error_code(answer) != NOT_A_TRANSACTION:
+        if error_code(await self._post_tx(b"\xff", self._call_s)) != NOT_A_TRANSACTION:
             found.append("Ogmios takes no transactions")
+        if not address:
+            return tuple(found)
         try:
             in_ledger = await self._ask("queryLedgerState/utxo", parse_ledger, addresses=[address])
             _, rows = await self._list(address, address)
@@ -274,12 +275,11 @@ class OgmiosKupo:
         return Found(TxSeen(tx_id, point.hash, await self._height(point), point.slot))
 
     async def _height(self, point: Point) -> int:
-        """The height of a block of Kupo's."""
-        if point.hash not in self._heights:
-            block = await self.block(point.hash, point.slot)
-            if not isinstance(block, Found):
-                raise _Unanswered(block if isinstance(block, Unknown) else _NOT_YET)
-        return self._heights[point.hash]
+        """The height of a block of Kupo's that is on the node's chain."""
+        block = await self.block(point.hash, point.slot)
+        if not isinstance(block, Found):
+            raise _Unanswered(block if isinstance(block, Unknown) else _NOT_YET)
+        return block.value.height
 
     async def _genesis(self) -> Genesis:
         return await self._ask("queryNetwork/genesisConfiguration", parse_genesis, era="shelley")
@@ -326,14 +326,18 @@ class OgmiosKupo:
 
     async def _ask(self, method: str, parse: Callable[[Any], T], **params: object) -> T:
         """Ask Ogmios. That a block is not on the node's chain is an error of Ogmios', and an answer."""
-        answer = await self._post(method, self._call_s, **params)
+        answer = await self._post(method, self._call_s, ANSWER_MAX_BYTES, **params)
         if answer.status == 400 and error_code(answer) == NO_INTERSECTION:
             answer = replace(answer, status=200)
         return _found("Ogmios", understood(answer, parse))
 
-    async def _post(self, method: str, deadline_s: float, **params: object) -> RawAnswer:
+    async def _post_tx(self, raw: bytes, deadline_s: float) -> RawAnswer:
+        transaction = {"cbor": raw.hex()}
+        return await self._post("submitTransaction", deadline_s, SHORT_MAX_BYTES, transaction=transaction)
+
+    async def _post(self, method: str, deadline_s: float, max_bytes: int, **params: object) -> RawAnswer:
         raw = _request(method, **params)
-        return await self._http.post(self._ogmios, _JSON, raw, deadline_s, SHORT_MAX_BYTES)
+        return await self._http.post(self._ogmios, _JSON, raw, deadline_s, max_bytes)
 
     async def _height_by_next(self, point: Point) -> int:
         """The height of a block that is not the node's newest: the height of the next, less one.
@@ -350,7 +354,8 @@ class OgmiosKupo:
 
 
 def _request(method: str, **params: object) -> bytes:
-    return json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode()
+    given = {"params": params} if params else {}
+    return json.dumps({"jsonrpc": "2.0", "method": method, **given}).encode()
 
 
 def _as_ogmios(point: Point) -> dict[str, object]:

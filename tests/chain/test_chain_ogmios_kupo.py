@@ -428,6 +428,32 @@ async def test_an_ogmios_that_takes_no_transactions_is_found(
     assert "Ogmios takes no transactions" in await scripted_provider.findings(payer("wallet").address.text)
 
 
+async def test_before_a_wallet_is_known_its_outputs_are_no_finding(provider: OgmiosKupo) -> None:
+    assert await provider.findings("") == ()
+
+
+async def test_a_row_of_another_transaction_shows_nothing(
+    scripted: FaultyProvider, scripted_provider: OgmiosKupo
+) -> None:
+    elsewhere = {"slot_no": 6, "header_hash": "cd" * 32}
+    for rows in ([row(transaction_id="cd" * 32)], [row(), row(output_index=1, created_at=elsewhere)]):
+        scripted.routes[f"GET /matches/*@{HASH}"] = Reply(rows)
+        assert why(await scripted_provider.tx(HASH)) is Why.UNCLEAR
+        assert len(scripted.seen) == 1
+        scripted.seen.clear()
+
+
+async def test_a_transaction_in_a_block_that_the_node_dropped_is_not_yet_known(
+    scripted: FaultyProvider, scripted_provider: OgmiosKupo
+) -> None:
+    """Kupo follows the node a moment later. The height of the block was read before that."""
+    scripted.routes[f"GET /matches/*@{HASH}"] = Reply([row()])
+    located = {"result": {"intersection": INTERSECTION, "tip": TIP}}
+    scripted.routes["POST /"] = [Reply(located), Reply({"error": {"code": 1000, "data": {"tip": TIP}}}, 400)]
+    assert await scripted_provider.tx(HASH) == Found(TxSeen(HASH, HASH, 7, 5))
+    assert why(await scripted_provider.tx(HASH)) is Why.NOT_YET
+
+
 async def test_a_server_of_another_network_is_refused(
     devnet: DevnetThread, purse: Purse, server: OgmiosKupoApi
 ) -> None:
