@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from payagent.chain import blockfrost
+from payagent.chain import blockfrost, ogmios_kupo
 from payagent.chain.provider import ChainProvider, Found, ProviderKind, Read
 from payagent.core.problems import Refused
 from payagent.secret_file import read_secret_file
@@ -16,7 +16,7 @@ from payagent.settings.schema import ProviderSettings
 
 T = TypeVar("T")
 
-KINDS: dict[str, ProviderKind] = {"blockfrost": blockfrost.KIND}
+KINDS: dict[str, ProviderKind] = {"blockfrost": blockfrost.KIND, "ogmios-kupo": ogmios_kupo.KIND}
 
 NAMED_BY_URL = "blockfrost"
 """The kind of a provider of which `payagent init` is told only the URL."""
@@ -34,8 +34,8 @@ def kind_of(name: str, settings: ProviderSettings) -> ProviderKind:
     except ValueError as error:
         raise Refused("config_invalid", f"provider {name}: base_url: {error}") from None
     kind = KINDS[settings.kind]
-    if (settings.index_url is None) is not (kind.index_url is None):
-        fix = "leave it out" if kind.index_url is None else f"write the URL of its index, such as {kind.index_url}"
+    if (settings.index_url is not None) is not bool(kind.index_urls):
+        fix = "write the URL of its index" if kind.index_urls else "leave it out"
         raise Refused("config_invalid", f"provider {name}: index_url: {fix}")
     return kind
 
@@ -43,7 +43,8 @@ def kind_of(name: str, settings: ProviderSettings) -> ProviderKind:
 def chosen(text: str, network: str) -> ProviderSettings:
     """Return the provider that a kind or a base URL names on a network. Raises ValueError, with what to write."""
     if text in KINDS:
-        return ProviderSettings(kind=text, base_url=KINDS[text].urls[network], index_url=KINDS[text].index_url)
+        kind = KINDS[text]
+        return ProviderSettings(kind=text, base_url=kind.urls[network], index_url=kind.index_urls.get(network))
     if "://" not in text:
         raise ValueError(f"write one of {', '.join(KINDS)}, or a base URL")
     return ProviderSettings(kind=NAMED_BY_URL, base_url=KINDS[NAMED_BY_URL].parse_url(text))

@@ -9,6 +9,7 @@ Never: I/O, a clock, a provider's library.
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from payagent.core.aggregate import TxSeen
@@ -266,5 +267,5 @@ class ProviderKind(NamedTuple):
     needs_secret: Callable[[str], bool]
     """Whether the server at a base URL answers only with a secret."""
 
-    index_url: str | None = None
-    """The usual `index_url` of a kind with two servers; None for a kind with one."""
+    index_urls: Mapping[str, str] = MappingProxyType({})
+    """The usual `index_url` by network, of a kind with two servers."""

@@ -1,16 +1,20 @@
-"""HTTP calls to a provider, each with a deadline for the whole call.
+"""HTTP calls and WebSocket conversations with a provider, each with a deadline for the whole.
 
 Never: raises because of something a server did, follows a redirect, retries, reads the environment.
 """
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from calendar import timegm
+from collections.abc import AsyncIterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
 import httpx
 
 from payagent.chain.submit_answers import RawAnswer, TransportError
-from payagent.http_client import EndlessAnswerError, HttpClient, max_bytes_with_framing, read_body
+from payagent.core.version import USER_AGENT
+from payagent.http_client import EndlessAnswerError, HttpClient, max_bytes_with_framing, read_body, trusted
 
 _AT_ONCE = 8
 """Calls at a time. Others wait here: httpcore 1.0 loses a connection when a call that waits in its pool ends."""
@@ -56,6 +60,40 @@ class ProviderClient:
         sized = {**headers, "Content-Length": str(len(raw))}
         return await self._answer("POST", url, sized, None, _Body(raw), deadline_s, max_bytes)
 
+    async def converse(self, url: str, messages: Sequence[bytes], deadline_s: float, max_bytes: int) -> RawAnswer:
+        """Send messages over a WebSocket at an http(s) URL, each after the answer to the one before.
+
+        Returns the last answer. At most `max_bytes` of each are read.
+        """
+        from websockets.asyncio.client import connect  # takes 70 ms, and most providers need none
+        from websockets.exceptions import WebSocketException
+
+        deadline = asyncio.timeout(deadline_s)
+        self._deadlines.add(deadline)
+        connection = connect(
+            f"ws{url.removeprefix('http')}",
+            host=urlsplit(url).hostname,  # one that is given is not left by a redirect
+            ssl=trusted() if url.startswith("https") else None,
+            proxy=None,
+            compression=None,
+            user_agent_header=USER_AGENT,
+            open_timeout=None,
+            ping_interval=None,
+            max_size=max_bytes,
+        )
+        try:
+            async with deadline, self._turns, connection as socket:
+                for message in messages:
+                    await socket.send(message, text=True)
+                    answer = await socket.recv(decode=False)
+                return RawAnswer(200, answer)
+        except TimeoutError:
+            return RawAnswer(error=TransportError.TIMEOUT)
+        except (OSError, ValueError, WebSocketException):
+            return RawAnswer(error=TransportError.RESET)
+        finally:
+            self._deadlines.discard(deadline)
+
     async def _answer(
         self,
         method: str,
@@ -67,7 +105,7 @@ class ProviderClient:
         max_bytes: int,
     ) -> RawAnswer:
         """The status counts even if the body is cut off."""
-        status, retry_after, error, raw = None, None, None, b""
+        status, retry_after, error, raw, date_s = None, None, None, b"", None
         if self._is_closed:
             return RawAnswer(error=TransportError.CONNECT, body_sent=False)
         deadline = asyncio.timeout(deadline_s)
@@ -79,6 +117,7 @@ class ProviderClient:
         try:
             async with deadline, self._turns, sent as response:
                 status, retry_after = response.status_code, response.headers.get("Retry-After")
+                date_s = _date_s(response.headers)
                 raw = await read_body(response, max_bytes)
             error = TransportError.TOO_BIG if len(raw) > max_bytes else None
         except TimeoutError:
@@ -88,7 +127,8 @@ class ProviderClient:
         finally:
             max_bytes_with_framing.reset(before)
             self._deadlines.discard(deadline)
-        return RawAnswer(status, raw, retry_after, error, body_sent=body is not None and body.was_taken)
+        was_sent = body is not None and body.was_taken
+        return RawAnswer(status, raw, retry_after, error, body_sent=was_sent, date_s=date_s)
 
     async def aclose(self) -> None:
         """End the calls in progress, which give no answer."""
@@ -96,6 +136,14 @@ class ProviderClient:
         for deadline in self._deadlines:
             deadline.reschedule(0)
         await self._http.aclose()
+
+
+def _date_s(headers: httpx.Headers) -> int | None:
+    """The server's clock. A cache adds Age to the answers that it kept, whose date is old."""
+    try:
+        return None if "Age" in headers else timegm(parsedate_to_datetime(headers["Date"]).utctimetuple())
+    except (LookupError, ValueError):
+        return None
 
 
 def _transport_error(error: httpx.HTTPError, *, broke_off: bool) -> TransportError:

@@ -71,8 +71,8 @@ def spoil(honest: Response, fault: Fault, stopping: asyncio.Event) -> Response:
             return Response(body[: len(body) // 2], honest.status_code, media_type="application/json")
         case "oversized":
             return StreamingResponse(_endless(), honest.status_code, media_type="application/json")
-        case "other_hash" if honest.status_code == 200:
-            return JSONResponse(_another(json.loads(bytes(honest.body))))
+        case "other_hash" if isinstance(tx_id := json.loads(bytes(honest.body)), str):
+            return JSONResponse(another(tx_id))
         case "no_optional":
             return JSONResponse(json.loads(bytes(honest.body), object_hook=_required), honest.status_code)
     return honest
@@ -88,6 +88,6 @@ async def _endless() -> AsyncIterator[bytes]:
         yield _CHUNK
 
 
-def _another(tx_id: str) -> str:
+def another(tx_id: str) -> str:
     """Another plausible hash: the same with its first digit changed."""
     return f"{int(tx_id[0], 16) ^ 1:x}{tx_id[1:]}"

@@ -28,6 +28,7 @@ from payagent.devnet.faulty_responses import ABORT
 from payagent.devnet.merchant import DEVNET, DevnetMerchant, role_address
 from payagent.devnet.merchant_api import MCP_PATH, merchant_app
 from payagent.devnet.node import Node
+from payagent.devnet.ogmios_kupo_api import KUPO_ROOT, OGMIOS_ROOT, OgmiosKupoApi
 from payagent.devnet.x402 import Shop
 
 HAS_MCP = find_spec("mcp") is not None
@@ -66,7 +67,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=_Protocol,
-                ws="none",
+                ws="websockets-sansio",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -109,7 +110,9 @@ class _Server(uvicorn.Server):
 class Devnet:
     """A running devnet. Use it only from its own event loop."""
 
-    def __init__(self, node: Node, merchants: Mapping[str, DevnetMerchant], chain_origin: str) -> None:
+    def __init__(
+        self, node: Node, merchants: Mapping[str, DevnetMerchant], chain_origin: str, ogmios_kupo: OgmiosKupoApi
+    ) -> None:
         """`merchants` has the merchants by URL; the first is the default one."""
         self.node = node
         self.chain = node.chain
@@ -117,6 +120,8 @@ class Devnet:
         self.merchant_url, self.merchant = next(iter(merchants.items()))
         self.origin = chain_origin
         self.chain_url = chain_origin + API_ROOT
+        self.ogmios_kupo = ogmios_kupo
+        self.provider_urls = {"ogmios": chain_origin + OGMIOS_ROOT, "kupo": chain_origin + KUPO_ROOT}
 
     def announcement(self) -> dict[str, object]:
         """What `payagent devnet --json` prints."""
@@ -149,17 +154,18 @@ class Devnet:
         """
         node = Node(now_ms, Switches())
         stopping = asyncio.Event()
+        ogmios_kupo = OgmiosKupoApi(node, stopping)
         async with contextlib.AsyncExitStack() as running:
             chain_socket = running.enter_context(_listen(host, chain_port))
             apps: list[tuple[ASGIApp, socket.socket]] = [
-                (chain_app(node, stopping, block_time_s, project_id), chain_socket)
+                (chain_app(node, stopping, block_time_s, project_id, ogmios_kupo.mounts()), chain_socket)
             ]
             shops = {}
             for _ in range(merchants):
                 listening = running.enter_context(_listen(host, 0))
                 shops[_origin(listening)], app = _open_shop(node, now_ms, running)
                 apps.append((app, listening))
-            devnet = cls(node, shops, _origin(chain_socket))
+            devnet = cls(node, shops, _origin(chain_socket), ogmios_kupo)
             await running.enter_async_context(_serving(apps))
             if block_time_s:
                 await running.enter_async_context(_background(_produce_blocks(node, block_time_s)))

@@ -30,6 +30,7 @@ from payagent.agent.context import AgentContext
 from payagent.agent.fleet.fleet import Fleet, HeldAccount
 from payagent.agent.topups.runner import TopupRunner
 from payagent.chain.blockfrost import Blockfrost, Timeouts
+from payagent.chain.provider import ChainProvider
 from payagent.core.aggregate import PaymentRow
 from payagent.core.ledger import held_account, wallet_account
 from payagent.core.network import NETWORKS
@@ -245,18 +246,20 @@ class World:
         checkpoint: Checkpoint = lambda _name: None,
         terms: Callable[[AgentConfig], AgentConfig] = lambda terms: terms,
         signer: Signer | None = None,
-        providers: Mapping[str, str] | None = None,
+        providers: Mapping[str, str | ChainProvider] | None = None,
         record: SignerRecord | None = None,
         timeouts: Timeouts = PATIENT,
         writer: Writer | None = None,
     ) -> AsyncIterator["Run"]:
-        """One run of the agent. `providers` are base URLs by name; the default is the devnet alone.
+        """One run of the agent. `providers` are base URLs by name, or providers; the default is the devnet alone.
 
         With a signer's `record` it owns its ledger, and recovery has begun. With a `writer`, that one does.
         """
         path = self.folder / "ledger.db"
         urls = providers or {"devnet": self.devnet.chain_url}
-        adapters = [Blockfrost(name, url, None, timeouts) for name, url in urls.items()]
+        adapters = [
+            Blockfrost(name, one, None, timeouts) if isinstance(one, str) else one for name, one in urls.items()
+        ]
         own = None if record is None else Ownership(SystemRandomness().token_hex(12), {0: record})
         shared, merchants = writer, MerchantClient()
         writer, readers = self.open_ledger(path, checkpoint, own) if shared is None else (shared, Readers(path))
