@@ -119,6 +119,8 @@ class OgmiosKupo:
         self._slots = SLOT_CLOCKS.get(network)
         self._heights: dict[str, int] = {}
         self._lacks_row = False
+        self._address: str | None = None
+        """The wallet's address, once Kupo was seen to watch it. Before, it can deny nothing."""
 
     @_read
     async def tip(self) -> Read[BlockSeen]:
@@ -202,16 +204,16 @@ class OgmiosKupo:
     async def tx(self, tx_id: str, touches: str | None = None) -> Read[TxSeen]:
         """Return the block of a transaction, by an output that it made or, if Kupo has none, by what it touches.
 
-        An output of ours that Kupo does not have is on no chain, and so is what spends it. Only a Kupo that was
-        told to forget spent outputs lacks others, and those at least 36 hours after they were spent.
+        An output of ours that Kupo does not have is on no chain, and neither is what spends it. Only a Kupo that
+        was told to forget spent outputs lacks others, and those at the earliest 36 hours after they were spent.
         """
         _check(HASH, tx_id)
         made = await self._matches(f"*@{tx_id}")
         if made and {(row.utxo.tx_id, row.made) for row in made} == {(tx_id, made[0].made)}:
             return await self._seen(tx_id, made[0].made)
-        if made or touches is None:
+        if made or touches is None or self._address is None:
             return Unknown("Kupo: the index has nothing of this transaction")
-        newest, rows = await self._steady(_query_of(touches))
+        newest, rows = await self._list(self._address, _query_of(touches))
         if rows and rows[0].spend is not None and rows[0].spend.tx_id == tx_id:
             return await self._seen(tx_id, rows[0].spend.point)
         self._lacks_row |= not rows
@@ -303,6 +305,7 @@ class OgmiosKupo:
         _check(_ADDRESS, address)
         if not await self._index(f"/patterns/{address}", parse_patterns):
             raise _Unanswered(Unknown(f"Kupo does not watch the address: {_START_KUPO.format(address)}"))
+        self._address = address
         return await self._steady(*queries)
 
     async def _steady(self, *queries: str) -> tuple[Point, tuple[Match, ...]]:

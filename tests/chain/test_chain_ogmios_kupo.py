@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.ogmios_kupo import KIND, OgmiosKupo
 from payagent.chain.ogmios_kupo_parse import classify, height_below, parse_genesis, parse_matches
-from payagent.chain.open import opened
+from payagent.chain.open import chosen, opened
 from payagent.chain.provider import AddressTx, BlockSeen, Found, Genesis, NotFound, Read, SubmitKind, Unknown, Why
 from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import RawAnswer, TransportError
@@ -133,16 +133,18 @@ async def test_a_denial_says_how_far_its_machine_was(
     ((made_by, index),) = purse.coins()
     ref = f"{made_by}#{index}"
     assert await provider.spender(ref) == NotFound(1)
+    assert why(await provider.tx(HASH, ref)) is Why.UNCLEAR, "whether Kupo watches the address is not known yet"
+    assert isinstance(await provider.utxos(purse.who.address.text), Found)
     assert await provider.tx(HASH, ref) == NotFound(1)
     assert await provider.block(HASH, 0) == NotFound(1)
     assert why(await provider.tx(HASH)) is Why.UNCLEAR
-    assert why(await provider.tx(HASH, f"{HASH}#0")) is Why.UNCLEAR
+    assert await provider.tx(HASH, f"{HASH}#0") == NotFound(1), "a deposit that is on no chain"
     tx_id = purse.pay([ada(OTHER, 2_000_000)])
     block = tip(devnet)
     seen = Found(TxSeen(tx_id, block.hash, 2, block.slot))
     assert await provider.spender(ref) == seen
     assert await provider.tx(tx_id, ref) == seen
-    assert await provider.tx(HASH, ref) == NotFound()
+    assert await provider.tx(HASH, ref) == NotFound(2)
     purse.control("rollback", depth=1)
     assert await provider.spender(ref) == NotFound(1)
     assert await provider.tx(tx_id, ref) == NotFound(1)
@@ -173,13 +175,19 @@ async def test_an_address_that_kupo_does_not_watch_is_no_empty_one(
 ) -> None:
     purse.fund(10_000_000)
     address, server.watched = purse.who.address.text, set()
-    for read in (provider.utxos(address), provider.transactions(address, 0), provider.movement(HASH, address)):
+    ref = "#".join(map(str, purse.coins()[0]))
+    for read in (
+        provider.utxos(address),
+        provider.transactions(address, 0),
+        provider.movement(HASH, address),
+        provider.tx(HASH, ref),
+    ):
         assert why(await read) is Why.UNCLEAR
     (finding,) = await provider.findings(address)
     assert finding.startswith(f"Kupo does not watch the address: start it with --match {address}")
 
 
-async def test_a_pruned_index_denies_nothing_and_is_found(
+async def test_a_pruned_index_says_of_no_output_that_it_is_unspent_and_is_found(
     purse: Purse, server: OgmiosKupoApi, provider: OgmiosKupo
 ) -> None:
     purse.fund(10_000_000)
@@ -188,7 +196,6 @@ async def test_a_pruned_index_denies_nothing_and_is_found(
     server.is_pruned = True
     assert await provider.findings(purse.who.address.text) == ()  # nothing shows it until it is asked
     assert why(await provider.spender(f"{made_by}#{index}")) is Why.UNCLEAR
-    assert why(await provider.tx(HASH, f"{made_by}#{index}")) is Why.UNCLEAR
     (finding,) = await provider.findings(purse.who.address.text)
     assert finding.endswith("without --prune-utxo")
 
@@ -647,9 +654,6 @@ async def test_a_value_that_is_not_a_hash_is_never_sent(
 
 
 def test_each_network_has_its_urls() -> None:
-    made = [
-        KIND.make("own", ProviderSettings(kind="ogmios-kupo", base_url=url), network, None)
-        for network, url in KIND.urls.items()
-    ]
+    made = [KIND.make("own", chosen("ogmios-kupo", network), network, None) for network in KIND.urls]
     assert {one._kupo for one in made} == {"http://127.0.0.1:1442", "http://127.0.0.1:8490/kupo"}  # type: ignore[attr-defined]
     assert not any(map(KIND.needs_secret, KIND.urls.values()))
