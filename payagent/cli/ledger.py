@@ -292,7 +292,7 @@ def _read_again(terminal: Terminal, client: OperatorClient) -> tuple[list[Json],
             for tx in page["transactions"]:
                 found += second_findings(tx["tx_hash"], bytes.fromhex(tx["cbor"]))
                 count += 1
-                progress(f"{count} transactions read again")
+                progress(f"{counted(count, 'transaction')} read again")
             cursor = page["cursor"]
             if cursor is None:
                 return [asdict(one) for one in found], count

@@ -17,7 +17,7 @@ from kit.pages import ROOT, blocks
 
 from payagent.cli.ledger import show_reconciled
 from payagent.cli.terminal import Terminal
-from payagent.core.money import NO_TOKENS, show_amount
+from payagent.core.money import NO_TOKENS, counted, show_amount
 from payagent.wallet import tx_decode
 
 OTHER = "b" * 64 + "#0"
@@ -58,6 +58,7 @@ def test_every_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -
 def in_words(line: str) -> str:
     """The summary with the number of tables, which is fixed, and without the others."""
     plural = line.strip().replace("payment with its entries", "payments with their entries")
+    plural = plural.replace("entry without", "entries without")
     return re.sub(r"\d+ (?!tables)", "N ", plural)
 
 
@@ -84,7 +85,7 @@ def test_the_second_reader_reads_every_transaction_again(paid: Shop) -> None:
     assert (verified.code, verified.json["clean"], verified.json["findings"]) == (0, True, [])
     assert verified.json["checked"]["second_reader"] == count > 0
     human = paid.payagent("ledger", "verify", "--second-reader", "--human")
-    assert f", {count} transactions read again by pycardano\n" in human.out
+    assert f", {counted(count, 'transaction')} read again by pycardano\n" in human.out
 
 
 def test_what_the_second_reader_finds_is_reported_and_exits_1(
