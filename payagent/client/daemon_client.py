@@ -77,10 +77,6 @@ class DaemonAddress:
             return
         try:
             status = self.socket.stat()
-        except PermissionError:
-            raise own_error(
-                "config_invalid", f"no permission to use {self.socket}: no token is sent there"
-            ) from None
         except OSError:
             raise self.not_running() from None
         if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in (0, os.geteuid()):
