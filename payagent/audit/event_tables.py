@@ -51,10 +51,10 @@ def check_event_tables(conn: Connection) -> Iterator[AuditFinding]:
 
 def _compare(table: str, stored: Rows, from_events: Rows) -> Iterator[AuditFinding]:
     for key in sorted(stored.keys() | from_events.keys(), key=str):
-        if stored.get(key) != from_events.get(key):
-            yield AuditFinding(
-                table, " ".join(str(part) or "any" for part in key), "the stored row differs from the events"
-            )
+        row, said = ("none" if rows.get(key) is None else rows[key] for rows in (stored, from_events))
+        if row != said:
+            what = f"the stored row has {row}, the events say {said}"
+            yield AuditFinding(table, " ".join(str(part) or "any" for part in key), what)
 
 
 def _of(*names: str) -> Callable[[Detail], Key]:

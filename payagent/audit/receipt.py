@@ -281,8 +281,7 @@ def _check_invoices(receipt: Receipt) -> Iterator[AuditFinding]:
 def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
     """Check that each attempt's retry headers follow from the attempt."""
     invoices, payment, intent = receipt.invoices.values(), receipt.payment, receipt.intent
-    own = {"X-Request-Id": intent.request_id}
-    wallet = receipt.wallet
+    own, wallet = {"X-Request-Id": intent.request_id}, receipt.wallet
     for attempt in receipt.attempts:
         headers = attempt.headers
         expected: list[dict[str, str]] = [{}]
@@ -310,18 +309,19 @@ def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
 
 
 def checked(receipt: Receipt) -> list[str]:
-    """The checks that were made, in words."""
-    checks = ["each event's hash matches the event, and the events lead to the payment's state"]
-    if receipt.invoice is not None:
-        checks.append("the 402 as received asks for these outputs, and the terms hash matches them")
-    if receipt.attempts:
-        checks += [
-            "each transaction's bytes have its id, inputs, fee and TTL, pay each output and nobody else but the "
-            "wallet, and are signed with the wallet's key",
-            "pycardano reads the same in these bytes",
-            "the holds and entries match the bytes, and the proof's headers are made from them",
-        ]
-    return checks
+    """The questions that the checks have answered. The findings say which answers are no."""
+    of_invoice = ["whether the 402 as received asks for these outputs, and the terms hash matches them"]
+    of_attempts = [
+        "whether each transaction's bytes have its id, inputs, fee and TTL, pay each output and nobody else but "
+        "the wallet, and are signed with the wallet's key",
+        "whether pycardano reads the same in these bytes",
+        "whether the holds and entries match the bytes, and the proof's headers are made from them",
+    ]
+    return [
+        "whether each event's hash matches the event, and the events lead to the payment's state",
+        *(of_invoice if receipt.invoice is not None else ()),
+        *(of_attempts if receipt.attempts else ()),
+    ]
 
 
 def untold(receipt: Receipt) -> list[str]:
@@ -333,10 +333,10 @@ def untold(receipt: Receipt) -> list[str]:
         questions.append(f"the chain: whether block {block.height} ({block.hash}) {claim}")
     if receipt.attempts:
         questions.append(f"the payer: whether {receipt.wallet}, whose key has signed, is its wallet's address")
-    head = receipt.ledger.head
-    questions.append(
+    return [
+        *questions,
         "the ledger: whether these are its rows, and all of them; there, "
-        f"`payagent ledger verify --head {head}` tells whether it still has the past that this receipt comes from"
-    )
-    questions.append("the operator: who the app is, and for which X-Partner and X-Wallet-Address it bought")
-    return questions
+        f"`payagent ledger verify --head {receipt.ledger.head}` tells whether it still has the past that this "
+        "receipt comes from",
+        "the operator: who the app is, and for which X-Partner and X-Wallet-Address it bought",
+    ]

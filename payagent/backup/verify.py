@@ -12,6 +12,7 @@ from payagent.audit.signed_bytes import Owner
 from payagent.audit.verify import verify
 from payagent.backup.archive import KEYSTORE, LEDGER, invalid
 from payagent.core.address import parse_address
+from payagent.core.money import counted
 from payagent.core.problems import Refused
 from payagent.store.audit.copy import Contents, contents
 from payagent.store.db.opening import DatabaseError, open_read_only
@@ -56,6 +57,7 @@ def _verified(conn: Connection, owner: Owner, tell: Tell) -> Head:
     if findings:
         first = findings[0]
         raise invalid(
-            f"{len(findings)} findings in its ledger, the first in {first.table} {first.row}: {first.what}"
+            f"{counted(len(findings), 'finding')} in its ledger, the first in {first.table} {first.row}: "
+            f"{first.what}"
         )
     return head

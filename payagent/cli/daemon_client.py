@@ -12,7 +12,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +48,14 @@ class _SocketConnection(http.client.HTTPConnection):
             self.sock.connect(str(self._path))
         except TimeoutError:
             raise
-        except OSError:
-            raise _not_running(self._path) from None
+        except OSError as error:
+            raise _unreached(self._path, error) from None
         self.sock.settimeout(self.timeout)
 
 
 class OperatorClient:
-    """Calls the daemon. Raises `ProblemError` for its refusals, `daemon_not_running` if none runs."""
+    """Calls the daemon. Raises `ProblemError` for its refusals, `daemon_not_running` if none runs,
+    `config_invalid` for a socket or a token file that this user cannot use."""
 
     def __init__(self, paths: DaemonPaths, token_file: Path | None, config: Path | None = None) -> None:
         self._paths = paths
@@ -100,8 +101,7 @@ class OperatorClient:
         """POST JSON text unchanged."""
         if key is not None and not (key.isascii() and key.isprintable()):
             raise Refused("idempotency_key_invalid", "the key has characters that are not printable ASCII")
-        key_header = {} if key is None else {"idempotency-key": key}
-        headers = {"content-type": "application/json"} | key_header
+        headers = {"content-type": "application/json"} | ({} if key is None else {"idempotency-key": key})
         return self._request("POST", path, headers, body.encode())
 
     def renew_own_token(self, path: str, body: dict[str, object]) -> dict[str, Any]:
@@ -163,10 +163,10 @@ class OperatorClient:
             body = _object(answer)
         if answer.status >= 400:
             if body.get("code") == "unauthorized" and self._new_token_file.exists():
-                fix = (
-                    f"a renewal was interrupted ({self._new_token_file}): run payagent app rotate-token NAME again"
+                body["detail"] = (
+                    f"{body.get('detail')}; a renewal was interrupted ({self._new_token_file}): "
+                    "run payagent app rotate-token NAME again"
                 )
-                body["detail"] = f"{body.get('detail')}; {fix}"
             raise ProblemError(body)
         return body
 
@@ -179,8 +179,11 @@ class OperatorClient:
         try:
             self._token_file.stat()
         except FileNotFoundError:
-            fix = "if it is lost, docs/how-to/rotate-tokens.md says how to get a new one"
-            raise Refused("config_invalid", f"the token file {self._token_file} is missing; {fix}") from None
+            raise Refused(
+                "config_invalid",
+                f"the token file {self._token_file} is missing; "
+                "if it is lost, docs/how-to/rotate-tokens.md says how to get a new one",
+            ) from None
         except OSError:
             return  # reading it gives the reason
 
@@ -201,8 +204,10 @@ class OperatorClient:
                 connection.request(method, target, content, dict(headers))
                 yield connection.getresponse()
             except (http.client.HTTPException, OSError) as error:
-                asked = f"{method} {target.partition('?')[0]}"
-                raise Refused("daemon_timeout", f"no answer to {asked}: {type(error).__name__}") from None
+                raise Refused(
+                    "daemon_timeout",
+                    f"no answer to {method} {target.partition('?')[0]}: {type(error).__name__}",
+                ) from None
 
 
 def _with_query(path: str, query: Mapping[str, str | int | None]) -> str:
@@ -214,24 +219,24 @@ def _require_ours(path: Path) -> None:
     """Refuse a socket of another user, who would receive the token."""
     try:
         status = path.stat()
-    except OSError:
-        raise _not_running(path) from None
+    except OSError as error:
+        raise _unreached(path, error) from None
     if not stat.S_ISSOCK(status.st_mode):
-        raise _not_running(path)
+        raise _unreached(path)
     if status.st_uid not in (0, os.geteuid()):
         raise Refused("config_invalid", f"api.socket {path} belongs to another user; the token was not sent")
 
 
-def _not_running(path: Path) -> Refused:
+def _unreached(path: Path, error: OSError | None = None) -> Refused:
+    if isinstance(error, PermissionError):
+        return Refused("config_invalid", f"no permission to use api.socket {path}; run this as the daemon's user")
     return Refused("daemon_not_running", f"nothing listens on {path}")
 
 
 def _object(answer: http.client.HTTPResponse) -> dict[str, Any]:
     """The answer's JSON object. Any other answer is not from payagent."""
-    try:
+    with suppress(ValueError):
         body = json.loads(answer.read())
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise Refused("daemon_timeout", f"what answers on the socket is not payagent (status {answer.status})")
-    return body
+        if isinstance(body, dict):
+            return body
+    raise Refused("daemon_timeout", f"what answers on the socket is not payagent (status {answer.status})")

@@ -31,6 +31,8 @@ from payagent.cli.options import (
 from payagent.cli.terminal import Field, Json, Terminal, harmless
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import counted
+from payagent.core.payment.machine import ON_CHAIN
+from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 
 if TYPE_CHECKING:
@@ -45,7 +47,14 @@ _ROWS = {
     "second_reader": "transactions read again by pycardano",
 }
 """What `verify` checked, where the table's name alone is unclear."""
-_ONE_ROW = _ROWS | {"payments": "payment with its entries"}
+_ONE_ROW = {
+    "seals": "seal",
+    "entries": "entry without a payment",
+    "prepaid_moves": "move of prepaid balances",
+    "utxos": "utxo",
+    "payments": "payment with its entries",
+    "second_reader": "transaction read again by pycardano",
+}
 
 _BY = ("merchant", "app", "path", "destination", "hour", "day", "week", "month", "asset")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
@@ -102,8 +111,9 @@ def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
 @talks_to_daemon
 def balance(terminal: Terminal, connect: Connect, **filters: str | None) -> None:
     """Show the balance of every account. For each asset they sum to zero."""
-    answer = connect().get("/v1/ledger/balance", **filters)
-    terminal.give_list(answer, "balances", (Field("account"), ASSET, amount("units")))
+    terminal.give_list(
+        connect().get("/v1/ledger/balance", **filters), "balances", (Field("account"), ASSET, amount("units"))
+    )
 
 
 @ledger.command(epilog=example("payagent ledger spend --by merchant,day --since 2026-11-01T00:00:00Z"))
@@ -134,8 +144,7 @@ def _show_spend(terminal: Terminal, answer: dict[str, Any], by: str) -> None:
     rows = [{**row, **{key: row[key] or "-" for key in keys}} for row in answer["spend"] if keys]
     rows += [{**row, **dict(zip_longest(keys, ["total"][: len(keys)]))} for row in answer["totals"]]
     amounts = (amount("paid"), amount("fees", drop=2), amount("sent", drop=1), amount("total"))
-    payments = Field("payments", is_right=True, drop=0)
-    terminal.table(rows, (*map(Field, keys), ASSET, *amounts, payments))
+    terminal.table(rows, (*map(Field, keys), ASSET, *amounts, Field("payments", is_right=True, drop=0)))
 
 
 @ledger.command(epilog=example("payagent ledger report --month 2026-11 -o november.html"))
@@ -163,9 +172,12 @@ def report(terminal: Terminal, connect: Connect, month: str, file: Path, prices:
     try:
         by_day = None if prices is None else read_prices(prices.read())
         client = connect()
-        merchants = client.get("/v1/merchants")["merchants"]
-        month_report = client.get("/v1/ledger/report", month=month)
-        page = month_file(Renderer(tokens=terminal.tokens()), month_report, merchants, by_day).encode()
+        page = month_file(
+            Renderer(tokens=terminal.tokens()),
+            client.get("/v1/ledger/report", month=month),
+            client.get("/v1/merchants")["merchants"],
+            by_day,
+        ).encode()
     except PriceError as error:
         raise click.BadParameter(str(error), param_hint="--prices") from None
     with _new_file(file.absolute()) as opened:
@@ -194,8 +206,9 @@ def _new_file(target: Path) -> Iterator[BinaryIO]:
 
 
 def _show_written(terminal: Terminal, target: Path, size_bytes: int) -> None:
-    data = {"file": str(target), "bytes": size_bytes}
-    terminal.give(data, lambda: terminal.line(f"{target}: {size_bytes} bytes"))
+    terminal.give(
+        {"file": str(target), "bytes": size_bytes}, lambda: terminal.line(f"{target}: {size_bytes} bytes")
+    )
 
 
 @ledger.command(epilog=example("payagent ledger snapshot books.db"))
@@ -251,6 +264,11 @@ def verify(
     def human() -> None:
         for finding in answer["findings"]:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
+        if answer["findings"]:
+            terminal.line(
+                "Keep the file unchanged, and find out who changed it. "
+                "docs/how-to/restore-and-recover.md says how to go on."
+            )
         checked = ", ".join(
             f"{count} {(_ONE_ROW if count == 1 else _ROWS).get(table, table)}"
             for table, count in answer["checked"].items()
@@ -274,7 +292,7 @@ def _read_again(terminal: Terminal, client: OperatorClient) -> tuple[list[Json],
             for tx in page["transactions"]:
                 found += second_findings(tx["tx_hash"], bytes.fromhex(tx["cbor"]))
                 count += 1
-                progress(f"{count} transactions read again")
+                progress(f"{counted(count, 'transaction')} read again")
             cursor = page["cursor"]
             if cursor is None:
                 return [asdict(one) for one in found], count
@@ -289,9 +307,9 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
     found = list(check_receipt(receipt))
     for attempt in receipt.attempts:
         found += second_findings(attempt.tx_hash, bytes.fromhex(attempt.cbor))
-    findings = [asdict(one) for one in found]
+    findings, payment = [asdict(one) for one in found], receipt.payment
     answer: dict[str, Any] = {
-        "payment": receipt.payment.id,
+        "payment": payment.id,
         "clean": not findings,
         "findings": findings,
         "checked": checked(receipt),
@@ -302,6 +320,10 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
         for finding in findings:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
         terminal.line(f"{counted(len(findings), 'finding') if findings else 'clean'}: {answer['payment']}")
+        if not findings and payment.block is not None and payment.state in ON_CHAIN:
+            for paid in payment.outputs:
+                landed = f"in block {payment.block.height}, transaction {payment.tx_hash}"
+                terminal.line(f"paid {show_amount(paid.asset, paid.units)} to {paid.address}, {landed}")
         for heading, part in (("Checked:", "checked"), ("The file alone cannot show:", "not_told")):
             terminal.line("\n  ".join((heading, *answer[part])))
 
@@ -332,8 +354,10 @@ def reconcile(terminal: Terminal, connect: Connect, since_slot: int | None) -> i
 def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
     """Show a reconciliation for people."""
     for finding in answer["findings"]:
-        place = f"{finding['table']} {finding['row']}"
-        terminal.line(f"{finding['kind']}: {place}, transaction {finding['tx_hash'] or '-'}: {finding['what']}")
+        terminal.line(
+            f"{finding['kind']}: {finding['table']} {finding['row']}, transaction {finding['tx_hash'] or '-'}: "
+            f"{finding['what']}"
+        )
     for reason in answer["could_not_tell"]:
         terminal.line(f"could not tell: {reason}")
     for tx in answer["in_flight"]:
@@ -344,15 +368,18 @@ def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
         terminal.table(answer["balances"], fields)
     for pool in answer["prepaid"]:
         terminal.line(_prepaid_line(pool))
-    checked = ", ".join(f"{count} {name}" for name, count in answer["checked"].items()) or "nothing was compared"
+    checked = [counted(count, name.removesuffix("s")) for name, count in answer["checked"].items()]
+    if answer["tip"] is not None:
+        checked += [f"as of block {answer['tip']['height']}", f"by {answer['provider']}"]
     summary = counted(answer["found"], "finding") if answer["found"] else "nothing found"
-    terminal.line(f"{'clean' if answer['clean'] else summary}: {checked}")
+    terminal.line(f"{'clean' if answer['clean'] else summary}: {', '.join(checked) or 'nothing was compared'}")
 
 
 def _prepaid_line(pool: dict[str, Any]) -> str:
     """A prepaid balance, as counted here and as reported by the merchant."""
     name, report = pool["merchant"] or pool["origin"], pool["merchant_says"]
-    own_count = f"prepaid at {name}: {pool['left']} {pool['unit']} left"
+    left = counted(pool["left"], "call") if pool["unit"] == CALLS else show_amount(pool["unit"], pool["left"])
+    own_count = f"prepaid at {name}: {left} left"
     if pool["difference"] is None:
         why = "reported nothing" if report is None else "reported a balance that cannot be compared"
         return f"{own_count}; the merchant {why}"
@@ -371,8 +398,9 @@ def _prepaid_line(pool: dict[str, Any]) -> str:
 def export(terminal: Terminal, connect: Connect, form: str, **filters: str | None) -> None:
     """Export entries with opening and closing balances.
 
-    They go to stdout, oldest first. Token amounts are whole units, ADA amounts are decimals. In beancount and
-    hledger a token is named by a hash.
+    They go to stdout, oldest first. In csv and jsonl, amounts are integers in the smallest unit (lovelace), with
+    ADA as a decimal beside them. In beancount and hledger, ADA amounts are decimals, token amounts are integers,
+    and a token is named by a hash.
     """
     for piece in connect().stream("/v1/ledger/export", format=form, **filters):
         terminal.write(harmless(piece) if terminal.stdout.isatty() else piece)

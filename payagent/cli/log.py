@@ -46,8 +46,8 @@ def log(
     """Show who changed what, and which requests were refused.
 
     It lists changes of limits, apps, merchants and the config, pauses, decisions on approvals, and refusals. A
-    token with the scope read is enough. Without --json, the newest entry is the last line. With --since, --follow
-    starts with every entry since then.
+    config that changed with a restart is not in it. A token with the scope read is enough. Without --json, the
+    newest entry is the last line. With --since, --follow starts with every entry since then.
     """
     client = connect()
     if follow and filters["since"] is not None:

@@ -132,7 +132,7 @@ _SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
     "dashboard_refused": lambda _, detail: f"refused a sign-in to the dashboard: {detail['reason']}",
     "dashboard_confirmed": lambda _, detail: f"confirmed in the terminal: {detail['what']}",
     "dashboard_closed": lambda _, detail: (
-        f"signed {detail['others']} others out of the dashboard"
+        f"signed {counted(detail['others'], 'other')} out of the dashboard"
         if "others" in detail
         else "signed out of the dashboard"
     ),

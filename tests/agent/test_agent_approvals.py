@@ -135,6 +135,7 @@ async def test_a_denial_releases_the_amount_and_refuses_the_same_request_for_a_w
         row = await ask(run)
         denied = await run.agent.decisions.deny(row.id, SOMEBODY)
         assert (denied.state, denied.problem.name) == (State.DENIED, "approval_denied/person")
+        assert denied.problem.detail == "a person denied it", "who may only approve is not the operator"
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
             await run.agent.pay(world.ask())

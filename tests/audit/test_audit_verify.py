@@ -205,6 +205,17 @@ def test_verify_names_the_row_that_was_changed(
         assert row in {finding.row for finding in found if finding.table == table}, found
 
 
+def test_a_finding_on_a_limit_has_both_amounts(lived: Past, tmp_path: Path) -> None:
+    path = fresh(lived.path, tmp_path)
+    with closing(sqlite3.connect(path)) as conn:
+        (units,) = conn.execute("SELECT most_units FROM limits").fetchone()
+    tamper(path, "UPDATE limits SET most_units = 5")
+    tamper(path, "INSERT INTO limits VALUES ('', '', 'lovelace', 'total', 7)")
+    whats = {one.row: one.what for one in findings(path, lived.owner) if one.table == "limits"}
+    assert whats["any any lovelace per_week"] == f"the stored row has 5, the events say {units}"
+    assert whats["any any lovelace total"] == "the stored row has 7, the events say none"
+
+
 def all_columns() -> list[tuple[str, str]]:
     """Every column of every table of record, as the schema has them."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as conn:

@@ -17,6 +17,7 @@ from kit.pages import ROOT, blocks
 
 from payagent.cli.ledger import show_reconciled
 from payagent.cli.terminal import Terminal
+from payagent.core.money import NO_TOKENS, counted, show_amount
 from payagent.wallet import tx_decode
 
 OTHER = "b" * 64 + "#0"
@@ -57,6 +58,7 @@ def test_every_command_of_the_auditors_pages_works(paid: Shop, tmp_path: Path) -
 def in_words(line: str) -> str:
     """The summary with the number of tables, which is fixed, and without the others."""
     plural = line.strip().replace("payment with its entries", "payments with their entries")
+    plural = plural.replace("entry without", "entries without")
     return re.sub(r"\d+ (?!tables)", "N ", plural)
 
 
@@ -83,7 +85,7 @@ def test_the_second_reader_reads_every_transaction_again(paid: Shop) -> None:
     assert (verified.code, verified.json["clean"], verified.json["findings"]) == (0, True, [])
     assert verified.json["checked"]["second_reader"] == count > 0
     human = paid.payagent("ledger", "verify", "--second-reader", "--human")
-    assert f", {count} transactions read again by pycardano\n" in human.out
+    assert f", {counted(count, 'transaction')} read again by pycardano\n" in human.out
 
 
 def test_what_the_second_reader_finds_is_reported_and_exits_1(
@@ -112,7 +114,11 @@ def test_what_the_second_reader_finds_is_reported_and_exits_1(
 def test_reconcile_exits_0_when_clean_and_4_when_the_chain_cannot_be_read(paid: Shop) -> None:
     compared = paid.payagent("ledger", "reconcile", "--human")
     assert compared.code == 0
-    assert compared.out.splitlines()[-1].startswith("clean: ")
+    tip = paid.payagent("ledger", "reconcile").json["tip"]["height"]
+    last = compared.out.splitlines()[-1]
+    assert last.startswith("clean: ")
+    assert re.search(r", as of block \d+, by \S+$", last), last
+    assert int(re.findall(r"block (\d+)", last)[0]) <= tip
     assert paid.payagent("ledger", "reconcile", "--since-slot", "1").json["since_slot"] == 1
     paid.control("faults", on="/addresses", kind="server", count=1000)
     try:
@@ -132,10 +138,16 @@ def test_reconcile_shows_an_in_flight_transaction_with_each_of_its_assets() -> N
     terminal.forced_json = False
     units = {"lovelace": "-165633", TOKEN: "-7"}
     moved = {"payment": "pay_1", "tx_hash": "ab", "units": units}
-    answer = {"findings": [], "could_not_tell": [], "in_flight": [moved], "balances": [], "prepaid": []}
-    show_reconciled(terminal, answer | {"checked": {}, "clean": True, "found": 0})
+    pool = {"merchant": "batches", "left": "1", "unit": "calls", "difference": None, "merchant_says": None}
+    answer = {"findings": [], "could_not_tell": [], "in_flight": [moved], "balances": [], "prepaid": [pool]}
+    checked = {"checked": {"transactions": 2, "utxos": 1}, "tip": {"height": 91}, "provider": "blockfrost-1"}
+    show_reconciled(terminal, answer | checked | {"clean": True, "found": 0})
     amounts = f"-0.165633 ADA, -7 {TOKEN[:56]}.{TOKEN[56:]}"
-    assert out.getvalue().splitlines()[0] == f"in flight: pay_1, transaction ab: {amounts}"
+    assert out.getvalue().splitlines() == [
+        f"in flight: pay_1, transaction ab: {amounts}",
+        "prepaid at batches: 1 call left; the merchant reported nothing",
+        "clean: 2 transactions, 1 utxo, as of block 91, by blockfrost-1",
+    ]
 
 
 def test_reconcile_exits_1_when_a_deposit_in_the_ledger_is_not_the_one_on_chain(paid: Shop) -> None:
@@ -163,6 +175,7 @@ def test_verify_shows_a_finding_and_exits_1(paid: Shop) -> None:
     assert told.code == 1
     assert "invoices_delete" in told.out
     assert "1 finding:" in told.out
+    assert "Keep the file unchanged, and find out who changed it." in told.out
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +199,13 @@ def test_a_receipt_is_checked_without_a_daemon_a_config_or_a_network(receipt: st
     out, err = started.communicate(timeout=60)
     assert (started.returncode, err) == (0, "")
     told = json.loads(receipt)
-    assert out.startswith(f"clean: {told['payment']['id']}\n")
+    paid = {
+        output["address"]: show_amount("lovelace", int(output["units"]), NO_TOKENS)
+        for output in told["invoice"]["outputs"]
+    }
+    block = f"in block {told['payment']['block']['height']}, transaction {told['payment']['tx_hash']}"
+    lines = [f"paid {amount} to {address}, {block}" for address, amount in paid.items()]
+    assert out.startswith("\n".join((f"clean: {told['payment']['id']}", *lines, "Checked:\n")))
     assert told["payment"]["block"]["hash"] in out
     assert f"payagent ledger verify --head {told['ledger']['head']}" in out
 
@@ -202,6 +221,8 @@ def test_a_changed_receipt_is_reported_and_exits_1(receipt: str, tmp_path: Path)
     assert "its terms hash does not match its terms" in [one["what"] for one in found.json["findings"]]
     human = invoke("ledger", "verify", "--receipt", file, "--human")
     assert (human.code, f"invoices {changed['invoice']['invoice_id']}: " in human.out) == (1, True)
+    assert "\n  whether the 402 as received asks for these outputs" in human.out, "it claims what does not hold"
+    assert "\npaid " not in human.out
 
 
 def test_the_head_in_a_receipt_is_still_in_the_ledger(shop: Shop, receipt: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from kit.cli import PASSPHRASE, Shop, checks, invoke, running, spawn, until, write_private
+from kit.cli import PASSPHRASE, Result, Shop, checks, invoke, running, spawn, until, write_private
 from kit.effort import long_only, pick
 from kit.http import NO_TLS
 from kit.terminal import at_terminal
@@ -157,6 +157,24 @@ def test_a_socket_of_another_user_is_never_connected_to(closed_shop: Shop, tmp_p
         assert "belongs to another user" in result.error["detail"]
         with pytest.raises(BlockingIOError):
             squatter.accept()
+
+
+def test_a_socket_out_of_the_users_reach_is_not_called_a_stopped_daemon(closed_shop: Shop, tmp_path: Path) -> None:
+    """Root goes anywhere, so as root the command runs without the capabilities for that."""
+    folder, config = tmp_path / "api", tmp_path / "config.toml"
+    folder.mkdir(mode=0)
+    config.write_text(closed_shop.config.read_text().replace(str(closed_shop.folder / "s"), str(folder / "s")))
+    lost = "--bounding-set=-dac_override,-dac_read_search"
+    command = spawn(
+        *("wallet", "--config", config),
+        under=("setpriv", lost) if os.geteuid() == 0 else (),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = command.communicate(timeout=60)
+    result = Result(command.returncode, out, err)
+    assert (result.code, result.problem) == (2, "config_invalid")
+    assert result.error["detail"].startswith(f"no permission to use api.socket {folder / 's'}")
 
 
 def asking(shop: Shop, folder: Path) -> Path:

@@ -105,13 +105,26 @@ def test_a_read_token_is_enough_for_a_months_statement(shop: Shop, tmp_path: Pat
     until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
 
     walk = [part for part in blocks(*AUDIT) if "hledger -f" not in part or shutil.which("hledger")]
-    out = walked(walk, {"2026-11": month}, {"PAYAGENT_CONFIG": str(shop.config)}, cwd=tmp_path)
+    (port,) = re.findall(
+        r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", (shop.folder / "daemon.log").read_text()
+    )
+    here = {"2026-11": month, ":8402": port}
+    out = walked(walk, here, {"PAYAGENT_CONFIG": str(shop.config)}, cwd=tmp_path)
     folder = tmp_path / f"audit-{month}"
+    assert re.search(r'"clean": ?true', out), "over the port, the token is enough"
+    assert out.count("\n(none)\n") >= 3, "nothing was reversed, and nobody else spent"
+    assert (folder / "report.html").stat().st_size > 10_000
     receipts = {path.stem for path in folder.glob("pay_*.json")}
     assert receipts == {payment["id"] for payment in shop.payments()}
     assert out.count("clean: ") == 3 + len(receipts)
     assert (folder / "head").read_text() != head
     (row,) = shop.payagent("ledger", "spend", "--by", "asset", "--asset", "lovelace").json["totals"]
-    balances = shop.payagent("ledger", "balance", "--asset", "lovelace").json["balances"]
-    units = {balance["account"]: int(balance["units"]) for balance in balances}
-    assert units["wallet"] + units.get("held", 0) == -units["external"] - int(row["total"])
+
+    def owned(*only: str) -> int:
+        rows = shop.payagent("ledger", "balance", "--asset", "lovelace", *only).json["balances"]
+        return sum(int(row["units"]) for row in rows if row["account"] in ("wallet", "held"))
+
+    kinds = ("deposit", "deposit_reversed", "external_spend", "external_spend_reversed")
+    assert "for kind in " + " ".join(kinds) in "".join(walk)
+    month_sums = sum(owned("--kind", kind) for kind in kinds)
+    assert month_sums - int(row["total"]) == owned() > 0, "the wallet was empty before"

@@ -81,7 +81,7 @@ def test_what_an_operator_sends_counts_against_no_limit() -> None:
             {"reasons": [["approval_required", f"it takes 12500000 units of {TOKEN}, more than 5 ADA"]]},
             "Waits for approval: it takes 12.5 USDM, more than 5 ADA",
         ),
-        ("deny", {"detail": "the operator denied it"}, "Denied: the operator denied it. Nothing was signed"),
+        ("deny", {"detail": "a person denied it"}, "Denied: a person denied it. Nothing was signed"),
         ("merchant_answered", {"status": 402, "said": "used_up"}, "The merchant answered 402: used up"),
         ("of_a_newer_daemon", {"limits": 7}, "of a newer daemon"),
     ],

@@ -113,7 +113,7 @@ class ApprovalRules:
     def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
         """Deny the payment. Refused: `already_decided`, `terms_changed`."""
         self._awaiting(unit, payment_id, by)
-        why = Refused("approval_denied/person", "the operator denied it")
+        why = Refused("approval_denied/person", "a person denied it")
         end(unit, payment_id, by, why, now_ms)
 
     def over(self, conn: Connection, min_window_s: int, now_ms: int) -> list[str]:
@@ -148,7 +148,7 @@ class ApprovalRules:
         )
         if denied is not None:
             raise Refused(
-                "approval_denied/person", f"the operator denied {denied}, which is the same call", payment=denied
+                "approval_denied/person", f"a person denied {denied}, which is the same call", payment=denied
             )
 
     def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> AdmittedPayment:

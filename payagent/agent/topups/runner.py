@@ -91,7 +91,7 @@ LATER = frozenset(
 
 _ENDS_TOPUP = {
     State.VOID: ("payment_ended", "its payment ended without paying"),
-    State.DENIED: ("approval_denied/person", "the operator denied its payment"),
+    State.DENIED: ("approval_denied/person", "a person denied its payment"),
 }
 """A last payment in one of these states ends the top-up, with the payment's own reason if it has one."""
 
