@@ -211,11 +211,15 @@ class OgmiosKupo:
         made = await self._matches(f"*@{tx_id}")
         if made and {(row.utxo.tx_id, row.made) for row in made} == {(tx_id, made[0].made)}:
             return await self._seen(tx_id, made[0].made)
-        if made or touches is None or self._address is None:
-            return Unknown("Kupo: the index has nothing of this transaction")
-        newest, rows = await self._list(self._address, _query_of(touches))
+        nothing = Unknown("Kupo: the index has nothing of this transaction")
+        if made or touches is None:
+            return nothing
+        newest, rows = await self._steady(_query_of(touches))
         if rows and rows[0].spend is not None and rows[0].spend.tx_id == tx_id:
             return await self._seen(tx_id, rows[0].spend.point)
+        if self._address is None:
+            return nothing
+        await self._require_watched(self._address)
         self._lacks_row |= not rows
         return NotFound(await self._height(newest))
 
@@ -302,11 +306,14 @@ class OgmiosKupo:
 
     async def _list(self, address: str, *queries: str) -> tuple[Point, tuple[Match, ...]]:
         """Rows as `_steady` returns them, if Kupo watches the address: otherwise its list would be empty."""
+        await self._require_watched(address)
+        return await self._steady(*queries)
+
+    async def _require_watched(self, address: str) -> None:
         _check(_ADDRESS, address)
         if not await self._index(f"/patterns/{address}", parse_patterns):
             raise _Unanswered(Unknown(f"Kupo does not watch the address: {_START_KUPO.format(address)}"))
         self._address = address
-        return await self._steady(*queries)
 
     async def _steady(self, *queries: str) -> tuple[Point, tuple[Match, ...]]:
         """Rows, and the newest block that all are as of. A rollback between two calls would mix two states."""
