@@ -239,10 +239,11 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
     )
 
 
-@payagent.command(epilog=example("payagent demo", "payagent demo --fleet"))
+@payagent.command(epilog=example("payagent demo", "payagent demo --fleet", "payagent demo --provider koios"))
 @click.option("--fleet", is_flag=True, help="Show three daemons on one PostgreSQL. One is killed while it pays.")
+@click.option("--provider", metavar="KIND", help="Read the chain from this kind of provider, such as koios.")
 @pass_terminal
-def demo(terminal: Terminal, fleet: bool) -> int:
+def demo(terminal: Terminal, fleet: bool, provider: str | None) -> int:
     """Show payments on a devnet and verify every step.
 
     It starts a network, a merchant, the daemon and a client on free loopback ports, with real HTTP between them.
@@ -256,7 +257,7 @@ def demo(terminal: Terminal, fleet: bool) -> int:
         raise click.UsageError(lacks)
     run = run_fleet_demo if fleet else run_demo
     try:
-        run(terminal.line, terminal.waiting, os.environ)
+        run(terminal.line, terminal.waiting, os.environ, provider)
     except DemoFailed as failed:
         terminal.say(f"The demo failed: {failed}")
         return 1

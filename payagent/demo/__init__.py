@@ -25,9 +25,12 @@ TOKENS = 1_000
 BATCH = 3
 
 
-def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
-    """Play every scene. Raises `DemoFailed` at the first step with a wrong result."""
-    with stage(waiting, environ) as on:
+def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str], provider: str | None = None) -> None:
+    """Play every scene. Raises `DemoFailed` at the first step with a wrong result.
+
+    `provider`: the kind of chain provider; None for the usual one.
+    """
+    with stage(waiting, environ, provider) as on:
         for number, (title, scene) in enumerate(_SCENES, 1):
             say(f"{number}. {title}")
             scene(on, say)

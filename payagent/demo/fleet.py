@@ -53,9 +53,9 @@ def missing(environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def run_fleet_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
+def run_fleet_demo(say: Say, waiting: Waiting, environ: Mapping[str, str], provider: str | None = None) -> None:
     """Play every scene. Raises `DemoFailed` at the first step with a wrong result. Ask `missing` before."""
-    with _fleet(say, waiting, environ) as fleet:
+    with _fleet(say, waiting, environ, provider) as fleet:
         _pay_anywhere(fleet, say)
         survivors = _kill_while_paying(fleet, say)
         say("\n4. The books")
@@ -67,7 +67,9 @@ def run_fleet_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> No
 
 
 @contextmanager
-def _fleet(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Sequence[Stage]]:
+def _fleet(
+    say: Say, waiting: Waiting, environ: Mapping[str, str], provider: str | None
+) -> Iterator[Sequence[Stage]]:
     """Start everything, and stop everything however the block ends. Yields each daemon's stage."""
     say("1. One wallet, one database, three daemons")
     with ExitStack() as stack:
@@ -78,7 +80,7 @@ def _fleet(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> Iterator[S
             base = stack.enter_context(database(environ))
         devnet = stack.enter_context(DevnetThread(block_time_s=BLOCK_TIME_S))
         http = stack.enter_context(httpx.Client(trust_env=False, timeout=PATIENCE_S))
-        wallet = make_wallet(folder, devnet)
+        wallet = make_wallet(folder, devnet, provider)
         say(f"   chain     {devnet.chain_url}\n   merchant  {devnet.merchant_url}\n   database  {base.url}")
         with waiting() as progress:
             progress("   waiting: the ledger moves to the database")

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
-from payagent.chain.open import chosen
+from payagent.chain.open import NAMED_BY_URL, chosen
 from payagent.devnet.server import DevnetThread
 from payagent.init import Choices, Made, initialise
+from payagent.settings.schema import ProviderSettings
 
 Json = dict[str, Any]
 Progress = Callable[[str], None]
@@ -191,7 +193,7 @@ class Stage:
 
 
 @contextmanager
-def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
+def stage(waiting: Waiting, environ: Mapping[str, str], provider: str | None = None) -> Iterator[Stage]:
     """Start everything, and stop everything however the block ends."""
     with (
         stopped_by_signals(),
@@ -200,7 +202,7 @@ def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
         httpx.Client(trust_env=False, timeout=PATIENCE_S) as http,
     ):
         folder = Path(name)
-        wallet = make_wallet(folder, devnet)
+        wallet = make_wallet(folder, devnet, provider)
         daemon = Daemon(wallet.config, folder, environ)
         try:
             yield Stage(devnet, daemon, wallet, http, waiting, [wallet.address])
@@ -212,15 +214,18 @@ def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
             daemon.stop()
 
 
-def make_wallet(folder: Path, devnet: DevnetThread) -> Made:
-    """Make a wallet as `payagent init` does, and add token limits and a top-up request to its config."""
+def make_wallet(folder: Path, devnet: DevnetThread, provider: str | None) -> Made:
+    """Make a wallet as `payagent init` does, and add token limits and a top-up request to its config.
+
+    It reads the devnet by this kind of chain provider.
+    """
     passphrase_file = folder / "passphrase"
     passphrase = secrets.token_urlsafe(24)
     passphrase_file.touch(mode=0o600)
     passphrase_file.write_text(passphrase)
     choices = Choices(
         network="devnet",
-        providers=(chosen(devnet.chain_url, "devnet"),),
+        providers=(served_by(devnet, provider),),
         config=folder / "config.toml",
         data_dir=folder / "data",
         merchants={"t": devnet.merchant_url},
@@ -233,6 +238,19 @@ def make_wallet(folder: Path, devnet: DevnetThread) -> Made:
     with made.config.open("a") as config:
         config.write(_TOPUP + _TOKEN_LIMITS)
     return made
+
+
+def served_by(devnet: DevnetThread, kind: str | None) -> ProviderSettings:
+    """The devnet as this kind of provider: the kind's URLs on a devnet, at the origin of this one.
+
+    Raises `DemoFailed`.
+    """
+    try:
+        usual = chosen(kind or NAMED_BY_URL, "devnet")
+    except ValueError as error:
+        raise DemoFailed(f"--provider: {error}") from None
+    base_url, index_url = (url and devnet.origin + urlsplit(url).path for url in (usual.base_url, usual.index_url))
+    return usual.model_copy(update={"base_url": base_url, "index_url": index_url})
 
 
 @contextmanager

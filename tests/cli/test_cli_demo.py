@@ -17,6 +17,7 @@ from kit.pages import ROOT
 from kit.postgresql import needs_postgresql
 
 from payagent import demo
+from payagent.chain.open import KINDS, NAMED_BY_URL
 from payagent.demo import DemoFailed, run_demo, verify
 from payagent.demo.stage import Progress, Stage, stage
 
@@ -102,6 +103,20 @@ def test_stopping_the_demo_stops_its_daemon(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert not Path(f"/proc/{daemon}").exists()
+
+
+@long_only
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != NAMED_BY_URL])
+def test_the_demo_reads_the_chain_from_each_kind_of_provider(kind: str) -> None:
+    result = invoke("demo", "--provider", kind)
+    assert result.code == 0, result.err
+    assert "The ledger agrees, to the unit." in result.out
+
+
+def test_the_demo_refuses_a_kind_that_there_is_not() -> None:
+    result = invoke("demo", "--provider", "koois")
+    assert result.code == 1
+    assert "--provider: write one of blockfrost" in result.err
 
 
 @long_only
