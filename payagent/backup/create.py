@@ -41,9 +41,9 @@ def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _
     """
     keystore = settings.data_dir / KEYSTORE
     read_header(keystore)
-    if target.exists() or target.is_symlink():
-        raise Refused("already_exists/file", f"{target} exists already")
     with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
+        if target.exists() or target.is_symlink():
+            raise Refused("already_exists/file", f"{target} exists already")
         tell("copying the ledger")
         (folder / KEYSTORE).touch(mode=0o600)
         (folder / KEYSTORE).write_bytes(keystore.read_bytes())
