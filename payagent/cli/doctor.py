@@ -26,7 +26,7 @@ _MARKS: Mapping[tuple[bool, bool], tuple[str, Tone]] = {
 }
 """How a check is marked, by whether it is ok, and whether it is a warning."""
 _PROVIDER_FIRST = (
-    "Mend the provider first. If you edit the config, restart the daemon; else it pays again by itself."
+    "Fix the provider first. If you edited the config, restart the daemon. Otherwise it pays again by itself."
 )
 
 
