@@ -22,7 +22,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.origin import is_t_backend
 from payagent.core.policy import Scope, Window
 from payagent.core.problems import Refused
-from payagent.secret_file import open_to_others
+from payagent.secret_file import of_another_user, open_to_others
 from payagent.settings.config_file import TOKEN_FILE
 from payagent.settings.loading import load_settings
 from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE, WORDS_FILE, require_config_out_of_reach
@@ -174,23 +174,17 @@ def change_passphrase(settings: Settings, old: str, new: str) -> Header:
     """
     require_long(new)
     path = settings.data_dir / KEYSTORE_FILE
-    try:
+    with undone_on_failure():
         _require_own(path)
         with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
             return creation.change_passphrase(path, old, new)
-    except OSError as error:
-        raise Refused(
-            "config_invalid", f"{error.filename or 'a file'} cannot be written: {error.strerror}"
-        ) from None
 
 
 def _require_own(path: Path) -> None:
-    """Refuse another user's keystore: its owner could not open a file that this user (even root) writes."""
+    """Refuse another user's keystore or folder: that user could not open what this one (even root) writes."""
     if path.exists() and (owner := path.stat().st_uid) != os.geteuid():
-        raise Refused(
-            "config_invalid",
-            f"{path} belongs to another user (uid {owner}), who could not open the new file: "
-            "run this as that user, with `runuser -u USER --`",
+        raise of_another_user(
+            f"{path} belongs to another user (uid {owner}), who could not open the new file", owner
         )
 
 
@@ -311,8 +305,9 @@ def require_none(data_dir: Path) -> None:
 def make_private_folder(folder: Path, undo: Undo, config: Path | None = None) -> None:
     """Create the data folder, private to its owner.
 
-    An existing folder that holds anything but `config` must already be private.
+    An existing folder must be this user's. One that holds anything but `config` must already be private.
     """
+    _require_own(folder)
     if not folder.exists():
         _make_folders(folder, undo)
     elif not folder.is_dir():

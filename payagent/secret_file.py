@@ -9,7 +9,9 @@ import os
 import pwd
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,23 +41,36 @@ def read_secret_file(path: Path, *, private: bool = True) -> str:
             status = os.fstat(file.fileno())
             raw = file.read(SECRET_BYTES_MAX + 1) if stat.S_ISREG(status.st_mode) else b""
     except OSError as error:
-        raise Refused("config_invalid", f"the secret file {path} cannot be read: {error.strerror}") from None
+        raise Refused(
+            "config_invalid",
+            f"the secret file {path} cannot be read: {error.strerror}",
+            fix="Run this as the file's owner. If the daemon reads the file, give it to the daemon's user: "
+            f"`chown payagent {path}`."
+            if isinstance(error, PermissionError)
+            else None,
+        ) from None
     if private and status.st_mode & 0o077:
         raise open_to_others(f"the secret file {path} is open to others", f"chmod 600 {path}")
     if private and status.st_uid not in (0, os.geteuid()):
-        raise Refused("config_invalid", f"the secret file {path} belongs to another user")
-    try:
+        raise of_another_user(f"the secret file {path} belongs to another user", status.st_uid)
+    with suppress(UnicodeDecodeError):
         secret = raw.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        secret = ""
-    if not secret or len(raw) > SECRET_BYTES_MAX:
-        raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
-    return secret
+        if secret and len(raw) <= SECRET_BYTES_MAX:
+            return secret
+    raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
 
 
 def open_to_others(detail: str, command: str) -> Refused:
     """`config_invalid` with the command that mends it."""
     return Refused("config_invalid", f"{detail}; run: {command}", fix=f"Run: {command}")
+
+
+def of_another_user(detail: str, uid: int) -> Refused:
+    """`config_invalid` with the start of the command that does the same as that user."""
+    owner = next((row.pw_name for row in pwd.getpwall() if row.pw_uid == uid), "USER")
+    return Refused(
+        "config_invalid", detail, fix=f"Run it as that user: `runuser -u {owner} -- {sys.argv[0]} ...`."
+    )
 
 
 def read_header_secret(path: Path) -> str:
@@ -175,7 +190,7 @@ def require_own_folder(folder: Path) -> str:
     """
     status = folder.stat()
     if status.st_uid not in (0, os.geteuid()):
-        raise Refused("config_invalid", f"{folder}, the folder of api.socket, belongs to another user")
+        raise of_another_user(f"{folder}, the folder of api.socket, belongs to another user", status.st_uid)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise open_to_others(
             f"{folder}, the folder of api.socket, can be written by others: choose another one",

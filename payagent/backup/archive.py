@@ -97,7 +97,11 @@ def _open(path: Path) -> BinaryIO:
         # O_NONBLOCK: opening a pipe must not wait for a writer
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
     except OSError as error:
-        raise invalid(f"{path} cannot be read: {error.strerror}") from None
+        raise Refused(
+            "file_invalid/backup",
+            f"{path} cannot be read: {error.strerror}",
+            fix="Check the file's name, and make it readable for this user.",
+        ) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise invalid(f"{path} is not a file")

@@ -48,9 +48,9 @@ def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _
     `already_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer` or `store_failed`.
     """
     read_header(settings.data_dir / KEYSTORE)
-    if target.exists() or target.is_symlink():
-        raise Refused("already_exists/file", f"{target} exists already")
     with writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
+        if target.exists() or target.is_symlink():
+            raise Refused("already_exists/file", f"{target} exists already")
         copy_wallet(settings, folder, tell)
         header, contents, head = checked(folder, tell)
         manifest = Manifest(

@@ -169,6 +169,7 @@ def revoke(terminal: Terminal, connect: Connect, name: str) -> None:
 
 
 def _show_token(terminal: Terminal, answer: dict[str, Any]) -> None:
-    terminal.give(answer, lambda: terminal.pairs([("app", answer["name"]), ("token", answer["token"])]))
-    if not terminal.is_json:
+    stored = f"written to {answer['token_file']}" if "token_file" in answer else None
+    terminal.give(answer, lambda: terminal.pairs([("app", answer["name"]), ("token", stored or answer["token"])]))
+    if stored is None and not terminal.is_json:
         terminal.say("Save the token now: payagent stores only its hash and cannot show it again.")

@@ -85,9 +85,11 @@ def _facts(manifest: "Manifest") -> Json:
 
 def _as_json(restored: "Restored") -> Json:
     differences = restored.differences
-    chain: Json = {"checked": False, "problem": differences}
-    if not isinstance(differences, str):
-        chain = {"checked": True, "gone": _utxos(differences.gone), "unknown": _utxos(differences.unknown)}
+    chain: Json = (
+        {"checked": False, "problem": differences}
+        if isinstance(differences, str)
+        else {"checked": True, "gone": _utxos(differences.gone), "unknown": _utxos(differences.unknown)}
+    )
     return {
         "data_dir": str(restored.data_dir),
         **_facts(restored.manifest),
@@ -112,9 +114,11 @@ def _show(terminal: Terminal, restored: "Restored") -> None:
         terminal.line(f"operator.token is new, for the new app {restored.app!r}. Earlier tokens stay valid.")
     for line in _comparison(restored.differences):
         terminal.line(line)
-    wait = "for 37 minutes after the daemon has checked this machine's clock against the chain"
-    if restored.signs_at_ms is not None:
-        wait = f"before {iso_time(restored.signs_at_ms)}"
+    wait = (
+        "for 37 minutes after the daemon has checked this machine's clock against the chain"
+        if restored.signs_at_ms is None
+        else f"before {iso_time(restored.signs_at_ms)}"
+    )
     terminal.line(
         f"The daemon signs nothing {wait}. Meanwhile find out what was bought since the backup: an app that "
         "requests it again pays again."

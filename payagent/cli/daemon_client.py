@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 
 from payagent.cli.terminal import ProblemError
 from payagent.core.problems import Refused
-from payagent.secret_file import make_secret_file, put_in_place, read_header_secret
+from payagent.secret_file import make_secret_file, of_another_user, put_in_place, read_header_secret
 from payagent.settings.config_file import TOKEN_FILE, DaemonPaths
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class OperatorClient:
         return self._request("POST", path, headers, body.encode())
 
     def renew_own_token(self, path: str, body: dict[str, object]) -> dict[str, Any]:
-        """Replace the token in this client's file.
+        """Replace the token in this client's file. The answer names it as `token_file`.
 
         The new token is on disk before the daemon gets it. After a crash either the old one is still valid, or
         `finish_renewal` finds the new one.
@@ -117,7 +117,7 @@ class OperatorClient:
         make_secret_file(self._new_token_file, token)
         answer = self.post(path, body | {"token": token})
         self._take_new_token()
-        return answer
+        return answer | {"token_file": str(self._token_file)}
 
     def finish_renewal(self) -> None:
         """Finish an interrupted renewal: if the token in the file is no longer valid, take the new one."""
@@ -224,7 +224,7 @@ def _require_ours(path: Path) -> None:
     if not stat.S_ISSOCK(status.st_mode):
         raise _unreached(path)
     if status.st_uid not in (0, os.geteuid()):
-        raise Refused("config_invalid", f"api.socket {path} belongs to another user; the token was not sent")
+        raise of_another_user(f"api.socket {path} belongs to another user; the token was not sent", status.st_uid)
 
 
 def _unreached(path: Path, error: OSError | None = None) -> Refused:

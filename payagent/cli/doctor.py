@@ -25,6 +25,9 @@ _MARKS: Mapping[tuple[bool, bool], tuple[str, Tone]] = {
     (False, False): ("FAIL", "error"),
 }
 """How a check is marked, by whether it is ok, and whether it is a warning."""
+_PROVIDER_FIRST = (
+    "Fix the provider first. If you edited the config, restart the daemon. Otherwise it pays again by itself."
+)
 
 
 @click.command(epilog=example("payagent doctor --json"))
@@ -63,11 +66,15 @@ def _run_checks(settings: "Settings", config: Path, looked_for: list[Path]) -> "
     def daemon() -> str:
         client = OperatorClient(DaemonPaths(settings.api.socket, settings.data_dir), None)
         answer = client.readiness()
-        failed = {name: reason for name, reason in answer.get("checks", {}).items() if reason != "ok"}
+        failed = [f"{name}: {reason}" for name, reason in answer.get("checks", {}).items() if reason != "ok"]
         if failed or not answer.get("ready"):
             code = answer.get("code") or "chain_not_ready"
-            reasons = (f"{name}: {reason}" for name, reason in failed.items())
-            raise Refused(code, f"{'ready, but' if answer.get('ready') else 'not ready:'} {'; '.join(reasons)}")
+            needs_provider = any(item.problem and item.name.startswith("provider ") for item in findings)
+            raise Refused(
+                code,
+                f"{'ready, but' if answer.get('ready') else 'not ready:'} {'; '.join(failed)}",
+                fix=_PROVIDER_FIRST if needs_provider and code == "chain_not_ready" else None,
+            )
         return "running and ready"
 
     findings = [*check_files(settings, config, os.environ, looked_for), *check_choices(settings, config)]

@@ -244,5 +244,6 @@ def _read_words(terminal: Terminal, path: Path) -> str:
         with path.open("rb") as file:
             return file.read(4096).decode()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise Refused("mnemonic_invalid", f"{path} cannot be read: {reason}") from None
+        raise Refused(
+            "mnemonic_invalid", f"{path} cannot be read: {getattr(error, 'strerror', 'not text')}"
+        ) from None

@@ -297,7 +297,7 @@ def say_unsigned(terminal: Terminal, reasons: Iterable[str]) -> None:
 
 def ask_passphrase() -> str:
     """Ask for a new passphrase, typed twice, until it is long enough."""
-    from payagent.init import PASSPHRASE_LENGTH_MIN, require_long
+    from payagent.init import PASSPHRASE_LENGTH_MIN
 
     click.echo(
         f"\nThe passphrase has at least {PASSPHRASE_LENGTH_MIN} characters. It encrypts the wallet's key on this\n"
@@ -306,12 +306,10 @@ def ask_passphrase() -> str:
         err=True,
     )
     while True:
-        passphrase = str(
-            click.prompt("Passphrase for the keystore", hide_input=True, confirmation_prompt="Repeat it", err=True)
-        )
-        try:
-            require_long(passphrase)
-        except Refused as refused:
-            click.echo(f"{refused.problem.title}: {refused.detail}.", err=True)
+        passphrase = click.prompt("Passphrase for the keystore", "", hide_input=True, show_default=False, err=True)
+        if len(passphrase) < PASSPHRASE_LENGTH_MIN:
+            click.echo(f"It must have at least {PASSPHRASE_LENGTH_MIN} characters.", err=True)
+        elif passphrase != click.prompt("Repeat it", "", hide_input=True, show_default=False, err=True):
+            click.echo("The two are not the same.", err=True)
         else:
-            return passphrase
+            return str(passphrase)

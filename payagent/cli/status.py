@@ -27,6 +27,7 @@ from payagent.core.network import how_to_fund
 from payagent.core.operator_log import whose
 from payagent.core.payment.machine import State
 from payagent.core.policy import Window
+from payagent.core.problems import PROBLEMS
 from payagent.core.timestamps import iso_time
 
 if TYPE_CHECKING:
@@ -62,14 +63,21 @@ def status(terminal: Terminal, connect: Connect) -> None:
 
 
 def _show(terminal: Terminal, answer: dict[str, Any], client: "OperatorClient") -> None:
+    is_empty = all(row["total"] == "0" for row in answer["assets"])
     if answer["ready"]:
-        terminal.marked("ready", "ok", f": payagent pays on {answer['network']}")
+        terminal.marked(
+            "ready", "ok", ", but the wallet is empty" if is_empty else f": payagent pays on {answer['network']}"
+        )
     else:
         terminal.marked("not ready", "error", f": payagent does not pay on {answer['network']} now")
-    for checks in ("checks", "providers"):
-        for name, problem in answer[checks].items():
-            if problem != "ok":
-                terminal.marked(f"  {name}", "error", f": {problem}")
+    providers = [("provider", f"{name}: {why}") for name, why in answer["providers"].items() if why != "ok"]
+    told = ""
+    for name, why in (*answer["checks"].items(), *providers):
+        if why != "ok" and why not in told:
+            terminal.marked(f"  {name}", "error", f": {why}")
+            told += f"{why}\n"
+    if (row := PROBLEMS.get(answer["code"])) is not None:
+        terminal.line(f"  next: {row.fix}")
     terminal.pairs(
         [
             ("address", answer["address"]),
@@ -79,7 +87,7 @@ def _show(terminal: Terminal, answer: dict[str, Any], client: "OperatorClient") 
             *(_daemon(row) for row in answer.get("daemons", ())),
         ]
     )
-    if all(row["total"] == "0" for row in answer["assets"]):
+    if is_empty:
         how = how_to_fund(answer["network"], client.settings.chain.providers[0].base_url, answer["address"])
         terminal.line(f"\nThe wallet is empty, so nothing can be paid. {how}")
     terminal.line("\nSpent in the last 24 hours:")
@@ -89,8 +97,11 @@ def _show(terminal: Terminal, answer: dict[str, Any], client: "OperatorClient") 
         show_payments(terminal, answer["awaiting_approval"])
     terminal.line("\nAlerts:" if answer["alerts"] else "\nNo alerts.")
     for row in answer["alerts"]:
-        about = row["facts"].get("detail", row["subject"])
-        terminal.marked(row["kind"], "warning", f" since {show_time(row['at'])} UTC: {about}")
+        terminal.marked(
+            row["kind"],
+            "warning",
+            f" since {show_time(row['at'])} UTC: {row['facts'].get('detail', row['subject'])}",
+        )
 
 
 def _account(row: dict[str, Any]) -> tuple[str, str]:

@@ -358,8 +358,8 @@ PROBLEMS: dict[str, Problem] = {
         503,
         4,
         "payagent is not running",
-        "Start it with `payagent serve` in another terminal, then repeat the command. If it runs, it listens on "
-        "another socket: without api.socket in the config, $XDG_RUNTIME_DIR decides which.",
+        "Start it: `systemctl start payagent` as a service, else `payagent serve` in another terminal. If it "
+        "runs, it listens on another socket: without api.socket in the config, $XDG_RUNTIME_DIR decides which.",
         money="The request did not reach it. Earlier payments are safe and go on when it starts.",
         retryable=True,
         agent="Only a person can start payagent. Tell them, and repeat the same call after that.",
@@ -553,7 +553,7 @@ PROBLEMS: dict[str, Problem] = {
         503,
         5,
         "The keystore is locked",
-        "Give the passphrase. The config's [keystore] says how.",
+        "Start the daemon on a terminal, or set `passphrase_file` in `[keystore]`.",
         money="",
         agent=_TELL_PERSON,
     ),
@@ -761,7 +761,7 @@ PROBLEMS: dict[str, Problem] = {
         503,
         4,
         "The operator has paused the wallet",
-        "Ask the operator. Only `payagent resume` ends the pause, not a restart.",
+        "An operator ends the pause with `payagent resume`. A restart does not end it.",
         money="Nothing was signed. Earlier holds stay. A new request holds nothing.",
         retryable=True,
         agent="Only a person can end the pause. Repeat the same call after that.",

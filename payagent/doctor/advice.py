@@ -137,8 +137,10 @@ def _open_files(settings: Settings, config: Path) -> Iterator[Choice]:
     if passphrase is not None and passphrase.parent.is_dir():
         folder = passphrase.parent.stat()
         if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or folder.st_uid not in (0, os.geteuid()):
-            advice = f"others can replace files in {passphrase.parent}; move it to a folder of its own (0700)"
-            yield "keystore.passphrase_file", advice
+            yield (
+                "keystore.passphrase_file",
+                f"others can replace files in {passphrase.parent}; move it to a folder of its own (0700)",
+            )
 
 
 def _key(limit: str, asset: str) -> str:
@@ -175,18 +177,21 @@ def _apps(settings: Settings) -> Iterator[Choice]:
             token = apps.last_token(conn, app.id)
             is_program = "pay" in app.scopes and "operate" not in app.scopes
             if is_program and app.id not in bound and token is not None and token.revoked_at_ms is None:
-                fix = f'payagent limits set --app {app.name} --per-day "5 ADA"'
                 yield (
                     f"app {app.name}",
-                    f"it has no limits of its own: a stolen token can spend up to the wallet's limits; run: {fix}",
+                    "it has no limits of its own: a stolen token can spend up to the wallet's limits; run: "
+                    f'payagent limits set --app {app.name} --per-day "5 ADA"',
                 )
 
 
 def _no_merchants(settings: Settings) -> Iterator[Choice]:
     with suppress(Refused), opened(settings) as conn:
         if not settings.merchants and not merchants.all_merchants(conn):
-            fix = "payagent merchants add NAME --origin https://HOST"
-            yield "merchants", f"there is none, so nothing can be paid; start the daemon and run: {fix}"
+            yield (
+                "merchants",
+                "there is none, so nothing can be paid; start the daemon and run: "
+                "payagent merchants add NAME --origin https://HOST",
+            )
 
 
 def _signer(path: Path) -> Iterator[Choice]:

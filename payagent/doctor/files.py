@@ -186,13 +186,15 @@ def _set_at_run_time(settings: Settings) -> str:
         limits, added = limit_counters.limits(conn), merchants.all_merchants(conn)
     names, origins = {row.name for row in added}, {row.origin for row in added}
     hidden = [name for name, merchant in settings.merchants.items() if name in names or merchant.origin in origins]
-    parts = [f"{len(limits)} limits and {len(added)} merchants"]
-    parts += [f"overrides merchants.{name} of the config file" for name in hidden]
     in_file = {merchant.origin for name, merchant in settings.merchants.items() if name not in hidden}
-    payable = origins | in_file | {ANY}
-    gone = sorted({limit.scope.merchant for limit in limits} - payable)
-    parts += [f"limits for {origin}, which is no merchant's origin" for origin in gone]
-    return ", ".join(parts)
+    gone = sorted({limit.scope.merchant for limit in limits} - origins - in_file - {ANY})
+    return ", ".join(
+        (
+            f"{len(limits)} limits and {len(added)} merchants",
+            *(f"overrides merchants.{name} of the config file" for name in hidden),
+            *(f"limits for {origin}, which is no merchant's origin" for origin in gone),
+        )
+    )
 
 
 def _secret(path: Path, read: Callable[[Path], object] = read_secret_file) -> str:

@@ -92,6 +92,13 @@ def test_rotating_the_operators_token_replaces_its_token_file(shop: Shop) -> Non
     assert not file.with_name("operator.token.new").exists()
 
 
+def test_a_token_that_is_in_its_file_is_not_to_be_saved_by_hand(shop: Shop) -> None:
+    result = shop.payagent("app", "rotate-token", "operator", "--human")
+    assert f"written to {shop.data_dir / 'operator.token'}" in result.out
+    assert "pa_" not in result.out
+    assert "Save the token" not in result.err
+
+
 RENEWAL_KILLED = """
 import io, os, signal, sys
 from payagent.cli import run

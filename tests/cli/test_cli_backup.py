@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from cli import under_unit
 from kit.cli import PASSPHRASE, TOKEN, Shop, checks, clean_environ, invoke, readiness, spawn, until
+from kit.daemon import SOMEBODY
 from kit.pages import blocks
 
 BIN = Path(sys.executable).parent
@@ -122,6 +123,30 @@ def test_backup_and_restore_overwrite_nothing(shop: Shop, again: Again) -> None:
     assert (refused.code, refused.problem) == (2, "already_exists/keystore")
 
 
+def test_a_name_that_cannot_be_looked_up_is_refused_and_is_no_bug(shop: Shop) -> None:
+    """As is any name in another user's private folder."""
+    told = shop.payagent("backup", "x" * 300)
+    assert (told.code, told.problem) == (2, "write_failed/backup")
+
+
+def test_a_backup_that_cannot_be_read_needs_no_other_backup(shop: Shop, tmp_path: Path) -> None:
+    told = invoke("restore", tmp_path / "none.tar", "--config", shop.config_of(tmp_path / "data"))
+    assert told.problem == "file_invalid/backup"
+    assert "make it readable for this user" in told.error["fix"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_root_restores_nothing_into_another_users_folder(shop: Shop, again: Again, tmp_path: Path) -> None:
+    """The service could not open files that root wrote there."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir(mode=0o700)
+    os.chown(data_dir, SOMEBODY, SOMEBODY)
+    told = invoke("restore", again.backup, "--config", shop.config_of(data_dir))
+    assert (told.code, told.problem) == (2, "config_invalid")
+    assert "runuser -u " in told.error["fix"]
+    assert (list(data_dir.iterdir()), data_dir.stat().st_uid) == ([], SOMEBODY)
+
+
 def test_the_nightly_unit_makes_a_backup_and_removes_one_older_than_30_days(shop: Shop, tmp_path: Path) -> None:
     old, kept = tmp_path / "wallet-old.tar", tmp_path / "wallet-kept.tar"
     for path, days in ((old, 31), (kept, 29)):
@@ -150,12 +175,31 @@ def test_the_nightly_unit_makes_a_backup_and_removes_one_older_than_30_days(shop
 
 
 def test_the_commands_of_the_backup_pages_work(shop: Shop, tmp_path: Path) -> None:
-    take, _units = blocks("Back up the wallet", "docs/how-to/back-up.md")
-    (put_back,) = blocks("Restore a backup", "docs/how-to/restore-and-recover.md")
+    take, take_as_service, _units = blocks("Back up the wallet", "docs/how-to/back-up.md")
+    put_back, put_back_as_service = blocks("Restore a backup", "docs/how-to/restore-and-recover.md")
     script = "set -e\n" + take + put_back.replace("~/payagent/config.toml", str(shop.config_of(tmp_path / "data")))
+    for part, config in (
+        (take_as_service, shop.config),
+        (put_back_as_service, shop.config_of(tmp_path / "payagent")),
+    ):
+        for there, here in {
+            "-o payagent -g payagent": f"-o {os.geteuid()} -g {os.getegid()}",
+            "runuser -u payagent -- /opt/payagent/bin/payagent": "payagent",
+            "/etc/payagent/config.toml": str(config),
+            "/var/lib": str(tmp_path),
+        }.items():
+            assert there in part
+            part = part.replace(there, here)
+        script += part
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(shop.config)}
     run = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
     )
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.splitlines()[-1])["data_dir"] == str(tmp_path / "data")
+    _, restored, backed_up, restored_again = map(json.loads, run.stdout.splitlines())
+    assert restored["data_dir"] == str(tmp_path / "data")
+    assert backed_up["file"] == str(tmp_path / "payagent-backups/wallet.tar")
+    assert (restored_again["data_dir"], (tmp_path / "payagent-restore.tar").exists()) == (
+        str(tmp_path / "payagent"),
+        False,
+    )

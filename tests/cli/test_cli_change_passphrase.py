@@ -126,7 +126,7 @@ def test_root_does_not_change_another_users_keystore(made: Path) -> None:
     os.chown(keystore, SOMEBODY, SOMEBODY)
     result = invoke(*change(made))
     assert (result.problem, result.code) == ("config_invalid", 2)
-    assert "runuser" in result.error["detail"]
+    assert "runuser -u " in result.error["fix"]
     assert (keystore.read_bytes(), keystore.stat().st_uid) == (before, SOMEBODY)
     assert not (made / "data/lock").exists()
 

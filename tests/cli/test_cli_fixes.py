@@ -1,12 +1,17 @@
 """An error's fix is what to do in the case at hand: a command that can be pasted, or the word to change."""
 
 import os
+import pwd
 import shlex
 import socket
 from pathlib import Path
 
 import pytest
-from kit.cli import Result, Shop, checks, invoke
+from kit.cli import Result, Shop, checks, invoke, write_private
+from kit.daemon import SOMEBODY
+
+from payagent.core.problems import Refused
+from payagent.secret_file import read_secret_file
 
 
 def fix(result: Result) -> str:
@@ -37,6 +42,37 @@ def test_a_secret_that_others_can_read_is_answered_with_its_chmod(closed_shop: S
     assert str(closed) == f"Run: chmod 600 {token}"
     os.chmod(token, int(shlex.split(closed)[2], 8))  # noqa: PTH101
     assert checks(closed_shop.config)["operator token"]["ok"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_root_at_another_users_wallet_is_told_to_run_the_command_as_that_user(closed_shop: Shop) -> None:
+    token, nobody = closed_shop.data_dir / "operator.token", pwd.getpwnam("nobody").pw_uid
+    os.chown(token, nobody, -1)
+    try:
+        for told in (fix(closed_shop.payagent("limits")), checks(closed_shop.config)["operator token"]["fix"]):
+            assert "`runuser -u nobody -- " in told
+    finally:
+        os.chown(token, 0, -1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a second user for a moment")
+def test_a_secret_that_the_daemons_user_cannot_read_is_answered_with_its_chown(tmp_path: Path) -> None:
+    secret = write_private(tmp_path / "webhook-secret", "whsec_x")
+    os.seteuid(SOMEBODY)
+    try:
+        with pytest.raises(Refused, match="Permission denied") as refused:
+            read_secret_file(secret)
+    finally:
+        os.seteuid(0)
+    assert f"`chown payagent {secret}`" in refused.value.problem.fix
+
+
+def test_a_daemon_without_a_passphrase_is_answered_with_the_setting(closed_shop: Shop, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(closed_shop.config.read_text().replace("passphrase_file", "# passphrase_file"))
+    told = invoke("serve", "--config", config)
+    assert told.problem == "keystore_locked"
+    assert "`passphrase_file` in `[keystore]`" in fix(told)
 
 
 @pytest.mark.parametrize("wrong", ["/api/v1", ""])

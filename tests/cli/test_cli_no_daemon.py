@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from kit.cli import PASSPHRASE, Result, Shop, checks, invoke, running, spawn, until, write_private
+from kit.cli import PASSPHRASE, Result, Shop, checks, invoke, readiness, running, spawn, until, write_private
 from kit.effort import long_only, pick
 from kit.http import NO_TLS
 from kit.terminal import at_terminal
@@ -57,6 +57,7 @@ def test_setting_no_limit_is_a_usage_error_before_the_daemon_is_asked(closed_sho
 def test_status_of_an_empty_wallet_says_so_and_how_to_fund_it(closed_shop: Shop) -> None:
     with running(closed_shop):
         said = closed_shop.payagent("status", "--human").out
+    assert said.startswith("ready, but the wallet is empty\n")
     assert f"The wallet is empty, so nothing can be paid. Send ADA to {closed_shop.made['address']}." in said
     assert f"  curl -s {closed_shop.devnet.origin}/devnet/faucet " in said
 
@@ -79,12 +80,32 @@ def test_doctor_reports_an_unreachable_provider(closed_shop: Shop, tmp_path: Pat
     assert "http://127.0.0.1:9/api" in provider["detail"]
 
 
+def test_status_says_once_that_a_provider_is_dead_and_what_to_do(closed_shop: Shop, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    text = closed_shop.config.read_text().replace(closed_shop.devnet.chain_url, "http://127.0.0.1:9/api/v0")
+    config.write_text(text.replace(str(closed_shop.folder / "s"), str(tmp_path / "s")))
+    daemon = spawn("serve", "--config", config, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: "no connection" in str(readiness(tmp_path / "s").get("checks")), "it sees no dead provider")
+        said = invoke("status", "--config", config, "--human").out
+        checked = checks(config)
+    finally:
+        daemon.terminate()
+        daemon.wait(60)
+    assert said.count("no connection") == 1
+    assert "\n  next: " in said
+    assert "`payagent doctor`" in said
+    assert "Wait" not in checked["daemon"]["fix"], "the provider's remedy is another"
+    assert "base_url" in checked["provider 1"]["fix"]
+
+
 def test_doctor_reports_a_provider_of_another_network(closed_shop: Shop, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(closed_shop.config.read_text().replace('network = "devnet"', 'network = "preprod"'))
     result = invoke("doctor", "--config", config)
     checks = {check["name"]: check for check in result.json["checks"]}
     assert "magic" in checks["provider 1"]["detail"]
+    assert "serves another network than preprod" in checks["provider 1"]["fix"]
     assert checks["keystore"]["code"] == "keystore_invalid"
     assert result.code == 5
 
@@ -155,6 +176,7 @@ def test_a_socket_of_another_user_is_never_connected_to(closed_shop: Shop, tmp_p
         result = invoke("wallet", "--config", config)
         assert (result.code, result.problem) == (2, "config_invalid")
         assert "belongs to another user" in result.error["detail"]
+        assert "`runuser -u " in result.error["fix"]
         with pytest.raises(BlockingIOError):
             squatter.accept()
 

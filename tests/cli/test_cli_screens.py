@@ -212,7 +212,9 @@ def test_status_says_that_a_pause_stops_payments(busy: Shop) -> None:
     assert busy.payagent("resume").code == 0
     assert shown.code == 0, shown.err
     assert shown.out.startswith("not ready: payagent does not pay on devnet now\n  pause: an operator has paused")
+    assert "`payagent resume`" in shown.out
     assert "paused since " in shown.out
+    assert "a drill" in shown.out
 
 
 def test_a_read_command_imports_neither_pydantic_nor_httpx(busy: Shop) -> None:

@@ -178,8 +178,11 @@ def test_init_asks_for_its_settings_and_shows_the_recovery_words_once(tmp_path: 
             ("has no unit", "100001 ADA"),
         )
         session.expect("at least 8 characters. It encrypts")
-        answer(session, ("Passphrase", "short"), ("Repeat it", "short"))
-        session.expect("at least 8 characters")
+        for too_short in ("", "short"):
+            answer(session, ("Passphrase", too_short))
+            session.expect("at least 8 characters")
+        answer(session, ("Passphrase", PASSPHRASE), ("Repeat it", "another"))
+        session.expect("not the same")
         answer(session, ("Passphrase", PASSPHRASE), ("Repeat it", PASSPHRASE))
         words = write_down(session)
         session.expect("Word ")

@@ -117,6 +117,7 @@ class ChainView:
             raise Refused(
                 "provider_untrusted",
                 f"the provider's chain has magic {genesis.network_magic}, not {self.network.magic}",
+                fix=f"Its base_url serves another network than {self.network.name}: change one of the two.",
             )
         if genesis.slot_length_s != 1:
             raise Refused("provider_untrusted", f"the provider's slots last {genesis.slot_length_s} s, not 1 s")
