@@ -155,7 +155,7 @@ def test_the_chain_of_ones_own_is_served_on_this_machine_where_payagent_looks_fo
     services = yaml.safe_load(CHAIN.read_text())["services"]
     ports = [port for service in services.values() for port in service.get("ports", [])]
     kind = KINDS["ogmios-kupo"]
-    urls = (kind.urls["mainnet"], kind.index_url)
+    urls = (kind.urls["mainnet"], kind.index_urls["mainnet"])
     assert [f"http://{port.rpartition(':')[0]}" for port in ports] == list(urls)
     (toml,) = blocks("Your own node: Ogmios with Kupo", CHAIN_PAGE, "toml")
     assert all(f'"{url}"' in toml for url in urls)

@@ -312,7 +312,7 @@ def test_doctor_warns_of_a_project_id_sent_over_plain_http(safe: Path, data: Pat
     assert "project id" not in warned(safe)["chain.providers 2"]
     secret = write_private(data / "project-id", "an id")
     safe.write_text(text.replace('e/api"\n', f'e/api"\nproject_id_file = "{secret}"\n'))
-    assert "read the project id" in warned(safe)["chain.providers 2"]
+    assert "read its token" in warned(safe)["chain.providers 2"]
 
 
 def test_doctor_warns_of_allowed_hosts_on_a_port_open_to_other_machines(safe: Path) -> None:
