@@ -109,7 +109,7 @@ def keys_of_toml(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_the_example_config_has_exactly_the_existing_keys() -> None:
-    assert sorted(keys_of_toml(tomllib.loads(EXAMPLE.read_text()))) == sorted(keys_of_model(Settings))
+    assert set(keys_of_toml(tomllib.loads(EXAMPLE.read_text()))) == set(keys_of_model(Settings))
 
 
 def test_every_key_of_the_example_config_has_a_comment_above_it() -> None:
