@@ -2,7 +2,7 @@
 
 Start with `provider`, the port that the rest of payagent uses, then read in this order:
 - `open` makes a provider by the kind that the config names.
-- `blockfrost` implements the port over HTTP. `provider_client` makes the calls, `json_answers` and
+- `blockfrost` and its like implement the port over HTTP (`adapter`). `provider_client` makes the calls, `json_answers` and
   `blockfrost_parse` read the answers, `submit_answers` classifies the answers to submissions. `address_pages`
   makes a long read resumable.
 - `throttled_provider` keeps a provider's limits (`circuit_breaker`).

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from blockfrost import BlockFrostApi
 
+from payagent.chain.adapter import parsed, require_form
 from payagent.chain.address_history import spender_by_history
 from payagent.chain.address_pages import Pages
 from payagent.chain.blockfrost_parse import (
@@ -32,7 +33,7 @@ from payagent.chain.blockfrost_parse import (
     parse_validity,
     refs,
 )
-from payagent.chain.json_answers import HASH, understood
+from payagent.chain.json_answers import HASH
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -66,7 +67,6 @@ _MAX_PAGES = 1000
 _MAX_TX_PAGES = 10_000
 _MAX_TOKENS = 500_000
 _MAX_PASSES = 4
-_PARSED_AT_ONCE_BYTES = 64 * 1024
 
 _NO_PATH = b"Invalid path"
 """The start of Blockfrost's 400 body for a path that it does not have."""
@@ -136,7 +136,7 @@ class Blockfrost:
         return await self._read("parameters", parse_parameters, "/epochs/latest/parameters")
 
     async def tx(self, tx_id: str, touches: str | None = None) -> Read[TxSeen]:
-        _check(HASH, tx_id)
+        require_form(HASH, tx_id)
         return await self._read("tx", lambda body: parse_tx(body, tx_id), f"/txs/{tx_id}")
 
     async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
@@ -144,7 +144,7 @@ class Blockfrost:
 
     async def spender(self, ref: str) -> Read[TxSeen]:
         tx_id, index = ref.split("#")
-        _check(HASH, tx_id)
+        require_form(HASH, tx_id)
         read = await self._read(
             "spender",
             lambda body: parse_spender(body, tx_id, int(index)),
@@ -164,7 +164,7 @@ class Blockfrost:
         only if no row showed twice and one of these holds: the tip was the same before and after, or the pass
         before saw the same rows. A row that had moved past would be missing in one of the two passes.
         """
-        _check(_ADDRESS, address)
+        require_form(_ADDRESS, address)
         first = await self._page(address, 1)
         if isinstance(first, NotFound):
             return Found(())
@@ -188,7 +188,7 @@ class Blockfrost:
         the block that was the tip before them is still on the chain. Pages read before a failure are kept: the
         next call reads newer rows and continues below.
         """
-        _check(_ADDRESS, address)
+        require_form(_ADDRESS, address)
         try:
             async with asyncio.timeout(self._timeouts.pages_s):
                 for _ in range(_MAX_PASSES):
@@ -214,8 +214,8 @@ class Blockfrost:
         The list does not say whether the script failed, so a second call asks for that. If it failed, nothing but
         collateral moved.
         """
-        _check(HASH, tx_id)
-        _check(_ADDRESS, address)
+        require_form(HASH, tx_id)
+        require_form(_ADDRESS, address)
         listed = await self._read(
             "movement",
             lambda body: parse_movements(body, tx_id, address),
@@ -232,7 +232,7 @@ class Blockfrost:
         return Found(listed.value.plain if is_valid.value else listed.value.collateral)
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
-        _check(HASH, tx_id)
+        require_form(HASH, tx_id)
         return classify_submit(await self._post(raw, self._timeouts.submit_s), tx_id, self._secret)
 
     async def findings(self, address: str) -> tuple[str, ...]:
@@ -255,7 +255,7 @@ class Blockfrost:
         max_bytes: int = SHORT_MAX_BYTES,
         **page: int | str,
     ) -> Read[T]:
-        """Ask and parse. A long answer is parsed on a thread, because a page can be megabytes."""
+        """Ask and parse."""
         answer = await self._http.get(
             self._api.url + path,
             _given(self._api.default_headers),
@@ -263,14 +263,11 @@ class Blockfrost:
             self._timeouts.call_s,
             max_bytes,
         )
-        if len(answer.body) > _PARSED_AT_ONCE_BYTES:
-            read = await asyncio.to_thread(understood, answer, parse, is_own_404)
-        else:
-            read = understood(answer, parse, is_own_404)
+        read = await parsed(answer, parse, is_own_404)
         return replace(read, reason=f"{kind}: {self._clean(read.reason)}") if isinstance(read, Unknown) else read
 
     async def _block(self, block_hash: str) -> Read[BlockSeen]:
-        _check(HASH, block_hash)
+        require_form(HASH, block_hash)
         return await self._read("block", lambda body: parse_block(body, block_hash), f"/blocks/{block_hash}")
 
     async def _post(self, raw: bytes, deadline_s: float) -> RawAnswer:
@@ -390,9 +387,3 @@ def _whole(rows: tuple[ChainUtxo, ...]) -> Read[tuple[ChainUtxo, ...]]:
     if sum(row.lovelace for row in rows) > MAX_LOVELACE:
         return Unknown("utxos: more lovelace than exists")
     return Found(rows)
-
-
-def _check(pattern: re.Pattern[str], text: str) -> None:
-    """Check that text for a URL path has the expected form; anything else is a bug of the caller."""
-    if not pattern.fullmatch(text):
-        raise ValueError("not in the form that the provider's path needs")

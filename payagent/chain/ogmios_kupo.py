@@ -7,14 +7,14 @@ Never: raises because of something a server did; asks Kupo to watch an address; 
 that it does not watch.
 """
 
-import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
+from payagent.chain.adapter import CONNECT_S, Unanswered, bounded, parsed, require_form
 from payagent.chain.json_answers import HASH, understood
 from payagent.chain.ogmios_kupo_parse import (
     NO_INTERSECTION,
@@ -59,14 +59,12 @@ from payagent.core.token_bucket import Rate
 from payagent.settings.field_types import parse_base_url
 from payagent.settings.schema import ProviderSettings
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
-_CONNECT_S, _READ_S, _SOCKET_S = 5.0, 120.0, 10.0
+_SOCKET_S = 10.0
 _SOCKET_MAX_BYTES = 4 * 1024 * 1024
 _MAX_PASSES = 4
 _MAX_HEIGHTS = 100_000
-_PARSED_AT_ONCE_BYTES = 64 * 1024
 
 _LAST_SLOT = 10**12
 """A slot after every block. Kupo names the nearest block before a slot."""
@@ -75,30 +73,6 @@ _JSON = {"Accept": "application/json", "Content-Type": "application/json"}
 _ADDRESS = re.compile(r"[0-9a-z_]{1,200}", re.ASCII)
 _START_KUPO = "start it with --match {} and --since a block before the wallet's first deposit"
 _NOT_YET = Unknown("the node does not have a block of the index", Why.NOT_YET)
-
-
-class _Unanswered(Exception):  # noqa: N818  it carries the answer of the read
-    """A call of a read gave no usable answer, so the read gives none."""
-
-    def __init__(self, unknown: Unknown) -> None:
-        super().__init__(unknown.reason)
-        self.unknown = unknown
-
-
-def _read(read: Callable[P, Coroutine[Any, Any, Read[T]]]) -> Callable[P, Coroutine[Any, Any, Read[T]]]:
-    """Bound the time of a read, and return what made it end early."""
-
-    @wraps(read)
-    async def bounded(*args: P.args, **kwargs: P.kwargs) -> Read[T]:
-        try:
-            async with asyncio.timeout(_READ_S):
-                return await read(*args, **kwargs)
-        except _Unanswered as failed:
-            return failed.unknown
-        except TimeoutError:
-            return Unknown("the calls took too long", Why.OUTAGE)
-
-    return bounded
 
 
 class OgmiosKupo:
@@ -114,7 +88,7 @@ class OgmiosKupo:
         self.rate: Rate | None = None
         self._ogmios, self._kupo = f"{base_url}/", index_url
         self._call_s, self._submit_s = call_s, submit_s
-        self._http = ProviderClient(_CONNECT_S)
+        self._http = ProviderClient(CONNECT_S)
         self._turn: Turn = at_once
         self._slots = SLOT_CLOCKS.get(network)
         self._heights: dict[str, int] = {}
@@ -122,7 +96,7 @@ class OgmiosKupo:
         self._address: str | None = None
         """The wallet's address, once Kupo was seen to watch it. Before, it can deny nothing."""
 
-    @_read
+    @bounded
     async def tip(self) -> Read[BlockSeen]:
         newest = await self._newest()
         block = await self.block(newest.hash, newest.slot)
@@ -135,11 +109,11 @@ class OgmiosKupo:
             return Unknown("Ogmios: no answer with a date")
         return Found(((asked_ms + now_ms()) // 2 - answer.date_s * 1000) // 1000)
 
-    @_read
+    @bounded
     async def genesis(self) -> Read[Genesis]:
         return Found(await self._genesis())
 
-    @_read
+    @bounded
     async def parameters(self) -> Read[ProtocolParameters]:
         """Return the parameters. Ogmios gives their epoch apart, so it is asked before and after."""
         epoch = await self._ask("queryLedgerState/epoch", parse_epoch)
@@ -149,7 +123,7 @@ class OgmiosKupo:
             return Unknown("Ogmios: the epoch ended while the parameters were read")
         return Found(found)
 
-    @_read
+    @bounded
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         _, rows = await self._list(address, f"{address}?unspent")
         if any(row.spend is not None or row.utxo.address != address for row in rows):
@@ -158,7 +132,7 @@ class OgmiosKupo:
             return Unknown("Kupo: more lovelace than exists")
         return Found(tuple(row.utxo for row in reversed(rows)))
 
-    @_read
+    @bounded
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         """Return the transactions since a time: what made and what spent an output of the address.
 
@@ -181,10 +155,10 @@ class OgmiosKupo:
                 found[tx_id] = AddressTx(tx_id, height, slots.time_ms(point.slot) // 1000)
         return Found(tuple(sorted(found.values(), key=lambda tx: tx.block_height)))
 
-    @_read
+    @bounded
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         """Return what a transaction moved: the outputs that it made, and those that name it as their spender."""
-        _check(HASH, tx_id)
+        require_form(HASH, tx_id)
         first = await self._matches(f"*@{tx_id}")
         slot = first[0].made.slot if first else 0
         spent = f"{address}?spent_after={slot}" if slot else f"{address}?spent"
@@ -200,14 +174,14 @@ class OgmiosKupo:
             )
         )
 
-    @_read
+    @bounded
     async def tx(self, tx_id: str, touches: str | None = None) -> Read[TxSeen]:
         """Return the block of a transaction, by an output that it made or, if Kupo has none, by what it touches.
 
         An output of ours that Kupo does not have is on no chain, and neither is what spends it. Only a Kupo that
         was told to forget spent outputs lacks others, and those at the earliest 36 hours after they were spent.
         """
-        _check(HASH, tx_id)
+        require_form(HASH, tx_id)
         made = await self._matches(f"*@{tx_id}")
         if made and {(row.utxo.tx_id, row.made) for row in made} == {(tx_id, made[0].made)}:
             return await self._seen(tx_id, made[0].made)
@@ -223,10 +197,10 @@ class OgmiosKupo:
         self._lacks_row |= not rows
         return NotFound(await self._height(newest))
 
-    @_read
+    @bounded
     async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
         """Say whether a block is on the node's chain. A denial is as of the node's newest block."""
-        _check(HASH, block_hash)
+        require_form(HASH, block_hash)
         slots, point = await self._slot_clock(), Point(slot, block_hash)
         parse = partial(parse_intersection, point=point)
         located = await self._ask("findIntersection", parse, points=[_as_ogmios(point)])
@@ -240,7 +214,7 @@ class OgmiosKupo:
         self._heights[block_hash] = height
         return Found(BlockSeen(height, slot, block_hash, slots.time_ms(slot) // 1000))
 
-    @_read
+    @bounded
     async def spender(self, ref: str) -> Read[TxSeen]:
         """Return the transaction that spends an output. A denial is as of Kupo's newest block."""
         newest, rows = await self._steady(_query_of(ref))
@@ -252,7 +226,7 @@ class OgmiosKupo:
         return NotFound(await self._height(newest))
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
-        _check(HASH, tx_id)
+        require_form(HASH, tx_id)
         return classify(await self._post_tx(raw, self._submit_s), tx_id)
 
     async def findings(self, address: str) -> tuple[str, ...]:
@@ -267,7 +241,7 @@ class OgmiosKupo:
             _, rows = await self._list(address, address)
             if self._lacks_row or in_ledger - {row.utxo.ref for row in rows}:
                 found.append(f"Kupo lacks outputs: {_START_KUPO.format(address)}, and without --prune-utxo")
-        except _Unanswered as failed:
+        except Unanswered as failed:
             found.append(failed.unknown.reason)
         return tuple(found)
 
@@ -287,7 +261,7 @@ class OgmiosKupo:
         """The height of a block of Kupo's that is on the node's chain."""
         block = await self.block(point.hash, point.slot)
         if not isinstance(block, Found):
-            raise _Unanswered(block if isinstance(block, Unknown) else _NOT_YET)
+            raise Unanswered(block if isinstance(block, Unknown) else _NOT_YET)
         return block.value.height
 
     async def _genesis(self) -> Genesis:
@@ -310,9 +284,9 @@ class OgmiosKupo:
         return await self._steady(*queries)
 
     async def _require_watched(self, address: str) -> None:
-        _check(_ADDRESS, address)
+        require_form(_ADDRESS, address)
         if not await self._index(f"/patterns/{address}", parse_patterns):
-            raise _Unanswered(Unknown(f"Kupo does not watch the address: {_START_KUPO.format(address)}"))
+            raise Unanswered(Unknown(f"Kupo does not watch the address: {_START_KUPO.format(address)}"))
         self._address = address
 
     async def _steady(self, *queries: str) -> tuple[Point, tuple[Match, ...]]:
@@ -323,17 +297,15 @@ class OgmiosKupo:
             before, newest = newest, await self._newest()
             if newest == before:
                 return newest, tuple(rows)
-        raise _Unanswered(Unknown("Kupo: its newest block kept changing"))
+        raise Unanswered(Unknown("Kupo: its newest block kept changing"))
 
     async def _matches(self, query: str) -> tuple[Match, ...]:
         return await self._index(f"/matches/{query}", parse_matches)
 
     async def _index(self, path: str, parse: Callable[[Any], T]) -> T:
-        """Ask Kupo. A long answer is parsed on a thread."""
+        """Ask Kupo."""
         answer = await self._http.get(f"{self._kupo}{path}", _JSON, {}, self._call_s, ANSWER_MAX_BYTES)
-        if len(answer.body) > _PARSED_AT_ONCE_BYTES:
-            return _found("Kupo", await asyncio.to_thread(understood, answer, parse))
-        return _found("Kupo", understood(answer, parse))
+        return _found("Kupo", await parsed(answer, parse))
 
     # --- Ogmios ---
 
@@ -342,7 +314,7 @@ class OgmiosKupo:
         answer = await self._post(method, self._call_s, ANSWER_MAX_BYTES, **params)
         if answer.status == 400 and error_code(answer) == NO_INTERSECTION:
             answer = replace(answer, status=200)
-        return _found("Ogmios", understood(answer, parse))
+        return _found("Ogmios", await parsed(answer, parse))
 
     async def _post_tx(self, raw: bytes, deadline_s: float) -> RawAnswer:
         transaction = {"cbor": raw.hex()}
@@ -358,7 +330,7 @@ class OgmiosKupo:
         Ogmios goes from block to block, so this takes a conversation: go to the block, be told so, and go on.
         """
         if not await self._turn():
-            raise _Unanswered(Unknown("Ogmios: out of calls"))
+            raise Unanswered(Unknown("Ogmios: out of calls"))
         following = _request("nextBlock")
         messages = (_request("findIntersection", points=[_as_ogmios(point)]), following, following)
         answer = await self._http.converse(self._ogmios, messages, _SOCKET_S, _SOCKET_MAX_BYTES)
@@ -374,7 +346,7 @@ def _request(method: str, **params: object) -> bytes:
 def _query_of(ref: str) -> str:
     """Kupo's pattern for one output."""
     tx_id, _, index = ref.partition("#")
-    _check(HASH, tx_id)
+    require_form(HASH, tx_id)
     return f"{int(index)}@{tx_id}"
 
 
@@ -386,13 +358,7 @@ def _found(server: str, read: Read[T]) -> T:
     """Return what a server answered, or raise. By its status it denies nothing."""
     if isinstance(read, Found):
         return read.value
-    raise _Unanswered(replace(read, reason=f"{server}: {read.reason}") if isinstance(read, Unknown) else _NOT_YET)
-
-
-def _check(pattern: re.Pattern[str], text: str) -> None:
-    """Check that text for a URL path has the expected form; anything else is a bug of the caller."""
-    if not pattern.fullmatch(text):
-        raise ValueError("not in the form that the provider's path needs")
+    raise Unanswered(replace(read, reason=f"{server}: {read.reason}") if isinstance(read, Unknown) else _NOT_YET)
 
 
 def _make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> OgmiosKupo:
