@@ -56,7 +56,6 @@ _ONLY_PROGRAMS = TransportSecuritySettings(allowed_hosts=["127.0.0.1:*", "localh
 
 _READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _READS_OUTSIDE = _READS.model_copy(update={"open_world_hint": True})
-_PAYS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True)
 _CALLS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=True)
 
 INSTRUCTIONS = """\
@@ -299,7 +298,7 @@ def _tool(tools: list[Tool], wallet: AgentTools, annotations: ToolAnnotations) -
 
 
 def _add_paying_tools(tools: list[Tool], wallet: AgentTools) -> None:
-    @_tool(tools, wallet, _PAYS)
+    @_tool(tools, wallet, _CALLS)
     async def fetch(
         ctx: Context,
         url: Url,
@@ -349,7 +348,7 @@ def _add_paid_server_tools(tools: list[Tool], wallet: AgentTools) -> None:
         tools = await wallet.servers.tools(server)
         return results.result(results.ToolOffers(is_untrusted=True, tools=tools), f"{len(tools)} tools.")
 
-    @_tool(tools, wallet, _PAYS)
+    @_tool(tools, wallet, _CALLS)
     async def mcp_call(
         ctx: Context,
         server: ServerUrl,
