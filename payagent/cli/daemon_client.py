@@ -54,13 +54,18 @@ class _SocketConnection(http.client.HTTPConnection):
 
 
 class OperatorClient:
-    """Calls the daemon. Raises `ProblemError` for its refusals, `daemon_not_running` if none runs."""
+    """Calls the daemon. Raises `ProblemError` for its refusals, `daemon_not_running` if none runs.
 
-    def __init__(self, paths: DaemonPaths, token_file: Path | None, config: Path | None = None) -> None:
+    `token`: in place of the one in `token_file`, or else in the operator's file.
+    """
+
+    def __init__(
+        self, paths: DaemonPaths, token_file: Path | None, config: Path | None = None, token: str | None = None
+    ) -> None:
         self._paths = paths
         self._token_file = (token_file or paths.data_dir / TOKEN_FILE).resolve()
         self._config = config
-        self._token: str | None = None
+        self._token = token
 
     def __repr__(self) -> str:
         return "OperatorClient()"
