@@ -55,12 +55,19 @@ class _SocketConnection(http.client.HTTPConnection):
 
 class OperatorClient:
     """Calls the daemon. Raises `ProblemError` for its refusals, `daemon_not_running` if none runs,
-    `config_invalid` for a socket or a token file that this user cannot use."""
+    `config_invalid` for a socket or a token file that this user cannot use.
 
-    def __init__(self, paths: DaemonPaths, token_file: Path | None, config: Path | None = None) -> None:
+    `token`: in place of the one in `token_file`, or else in the operator's file.
+    """
+
+    def __init__(
+        self, paths: DaemonPaths, token_file: Path | None, config: Path | None = None, token: str | None = None
+    ) -> None:
         self._paths = paths
         self._token_file = (token_file or paths.data_dir / TOKEN_FILE).resolve()
         self._config = config
+        if token is not None:
+            self._auth = {"authorization": f"Bearer {token}"}
 
     def __repr__(self) -> str:
         return "OperatorClient()"

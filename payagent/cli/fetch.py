@@ -98,14 +98,15 @@ def fetch(
     """Send an HTTP request, and pay if it costs money.
 
     When the merchant answers 402, it pays and retries with the proof. The response body goes to stdout unchanged.
-    The exit code is 0 for a 2xx answer, 8 if the request was paid but is not served yet, else 4. After exit code
-    8, the same command presents the same proof and pays nothing. A 402 after the payment ends as the error
-    `paid_not_served`, with exit code 8. Redirects are not followed.
+    The exit code is 0 for a 2xx answer, 4 for another one, and 8 if the request was paid but is not served yet.
+    `payagent --help` lists the others. After exit code 8, the same command presents the same proof and pays
+    nothing. A 402 after the payment ends as the error `paid_not_served`, with exit code 8. Redirects are not
+    followed. Without --token-file it pays as the app whose token is in $PAYAGENT_TOKEN, or else as the operator.
     """
     request = _read_request(url, method, headers, data, data_file)
     if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
         raise click.BadParameter(f"{output.parent} is not a writable directory", param_hint="-o")
-    client = connect()
+    client = connect(pays=True)
     bound = None if most is None else parse_bound(most, client.settings.limits.tokens)
     _require_merchant(client, request.origin)
     fetcher = _Fetcher(terminal, client, request, output)

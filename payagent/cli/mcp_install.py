@@ -153,7 +153,12 @@ _client_argument = click.argument("name", metavar="CLIENT", type=click.Choice(li
 @_client_argument
 @click.option("--app", required=True, metavar="NAME", help="Name of the new app.")
 @limit_options
-@click.option("--print", "is_printed", is_flag=True, help="Print the configuration instead of changing it.")
+@click.option(
+    "--print",
+    "is_printed",
+    is_flag=True,
+    help="Add the app, but print the configuration and leave its file alone.",
+)
 @_yes_option
 @talks_to_daemon
 def install(
@@ -169,7 +174,9 @@ def install(
 
     CLIENT is claude-code, claude-desktop, codex, cursor, gemini or vscode. This adds an app with these limits, and
     writes its token into a file of its own. The client's configuration gets the command `payagent mcp serve` and
-    that file's path, and no token. A copy of the configuration stays beside it.
+    that file's path, and no token. A copy of the configuration stays beside it. The app may pay every merchant.
+
+    With --print, it still adds the app and writes its token file. Only the client's configuration stays as it is.
     """
     if not any(amounts.values()):
         raise click.UsageError("name a limit, such as --per-day")

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
-Connect = Callable[[], "OperatorClient"]
-"""Returns a client of the daemon that the chosen config names."""
+Connect = Callable[..., "OperatorClient"]
+"""Returns a client of the daemon that the chosen config names. `pays`: as the app of $PAYAGENT_TOKEN, if any."""
 
 AMOUNT_HELP = '"5 ADA", "5000000 lovelace", or of a token "5 USDM" or "120 units".'
 ASSET_HELP = "ADA, a token's name in the config, or policy id and name in hex."
@@ -88,14 +88,14 @@ def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
     def with_client(config: Path | None, token_file: Path | None, **arguments: Any) -> R:
         terminal = click.get_current_context().ensure_object(Terminal)
         terminal.tokens = cache(lambda: _tokens_of(config))
-        return command(terminal, lambda: _connect(config, token_file), **arguments)
+        return command(terminal, lambda pays=False: _connect(config, token_file, pays), **arguments)
 
     return _daemon_options(with_client)
 
 
-def _connect(config: Path | None, token_file: Path | None) -> "OperatorClient":
+def _connect(config: Path | None, token_file: Path | None, pays: bool) -> "OperatorClient":
     from payagent.cli.daemon_client import OperatorClient
-    from payagent.settings.config_file import DaemonPaths, find_daemon
+    from payagent.settings.config_file import TOKEN_VARIABLE, DaemonPaths, find_daemon
 
     paths = find_daemon(config, os.environ)
     if paths is None:
@@ -103,7 +103,9 @@ def _connect(config: Path | None, token_file: Path | None) -> "OperatorClient":
 
         settings = load_settings(config, os.environ)
         paths = DaemonPaths(settings.api.socket, settings.data_dir)
-    return OperatorClient(paths, token_file, config)
+    return OperatorClient(
+        paths, token_file, config, os.environ.get(TOKEN_VARIABLE) if pays and token_file is None else None
+    )
 
 
 def _tokens_of(config: Path | None) -> Tokens:

@@ -100,10 +100,11 @@ def pay(
 
     The headers are printed as a JSON object, or as lines with --human. The command waits until the merchant should
     accept the retry (its `ready` setting). It exits with 8 if the chain cannot be read. If it is interrupted, the
-    payment continues, and the same command finds it.
+    payment continues, and the same command finds it. Without --token-file it pays as the app whose token is in
+    $PAYAGENT_TOKEN, or else as the operator.
     """
     response, is_bare = _saved(_read(file))
-    client = connect()
+    client = connect(pays=True)
     with _explaining(is_bare):
         bound = None if most is None else parse_bound(most, client.settings.limits.tokens)
         request = partial(_request, _origin(terminal, client, merchant, origin), response)

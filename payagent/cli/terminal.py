@@ -286,6 +286,4 @@ def as_shown(problem: Mapping[str, object]) -> Json:
     if row is not None:
         texts = {"title": row.title, "money": row.money, "fix": row.fix, "exit_code": row.exit_code}
     fields = {name: value for name, value in problem.items() if name not in ("type", "status", "error")}
-    shown = {"code": code, "detail": ""} | texts | fields
-    words = ("detail", "fix") if problem.get("limit") == "max_total" else ()
-    return shown | {name: str(shown[name]).replace("max_total", "--max") for name in words}
+    return {"code": code, "detail": ""} | texts | fields

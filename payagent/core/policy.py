@@ -64,11 +64,16 @@ _IN_WORDS = {
 }
 
 
+CALLS_OWN = "the call's own limit"
+CHANGE_OWN = "If the price is right, change it: --max, max_cost, max_cost_units or X-Payagent-Max-Cost."
+"""What people and programs that set `max_total` call it, each in its own way, and how to change it."""
+
+
 def limit_in_words(limit: Mapping[str, Any]) -> str:
     """Which limit it is, by its window and its names: "bot's daily limit at t", "the wallet's total limit"."""
     name, app, merchant = (limit.get(part) for part in ("limit", "app", "merchant"))
     if name not in _ORDER:
-        return str(name)  # a bound that is no limit (`ask_bounds`)
+        return CALLS_OWN if name == "max_total" else str(name)  # a bound that is no limit (`ask_bounds`)
     owner = f"{app}'s" if app else "the" if merchant else "the wallet's"
     return f"{owner} {_IN_WORDS[Window(name)]}{f' at {merchant}' if merchant else ''}"
 
@@ -270,7 +275,7 @@ def refusal(
     app, merchant = check.scope
     owners = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
     when = "" if frees_at is None else f"; there is no room for it before {iso_time(frees_at)}"
-    fix = "Raise max_total, if the price is right." if check.name == "max_total" else None
+    fix = CHANGE_OWN if check.name == "max_total" else None
     return Refused(
         "limit_exceeded",
         f"{limit_in_words({'limit': check.name, **owners})} leaves {left}, this {takes.format(requested)}{when}",

@@ -368,7 +368,7 @@ PROBLEMS: dict[str, Problem] = {
         504,
         4,
         "payagent did not answer properly",
-        "See `payagent payments list`. It is safe to repeat a `pay`: it finds its payment.",
+        "Repeat the same call: it finds its payment. See `payagent payments list`.",
         money="It may have accepted the request. What it accepted goes on.",
         retryable=True,
         agent="Repeat the same call: it never pays twice.",

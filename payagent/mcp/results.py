@@ -102,6 +102,7 @@ class Left(ResultPart):
     """A limit. It counts totals. `left` is absent if other apps share the limit."""
 
     limit: str
+    whose: str | None = None
     app: str | None = None
     merchant: str | None = None
     most: ShownCost
@@ -321,6 +322,7 @@ def limits_left(rows: Sequence[Mapping[str, Any]]) -> list[Left]:
     return [
         Left(
             limit=row["limit"],
+            whose=None if row["app"] or row["merchant"] else "the wallet",
             app=row["app"],
             merchant=row["merchant"],
             most=cost(row["asset"], row["most"]),

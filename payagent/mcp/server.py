@@ -56,7 +56,6 @@ _ONLY_PROGRAMS = TransportSecuritySettings(allowed_hosts=["127.0.0.1:*", "localh
 
 _READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _READS_OUTSIDE = _READS.model_copy(update={"open_world_hint": True})
-_PAYS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True)
 _CALLS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=True)
 
 INSTRUCTIONS = """\
@@ -332,10 +331,10 @@ class AgentTools:
 
 
 TOOLS = {
-    "fetch": _PAYS,
+    "fetch": _CALLS,
     "quote": _CALLS,
     "mcp_tools": _READS,
-    "mcp_call": _PAYS,
+    "mcp_call": _CALLS,
     "budget": _READS,
     "payments": _READS,
     "payment": _READS,

@@ -251,7 +251,7 @@ async def test_each_limit_is_told_for_itself_and_an_apps_own_maximum_never(
     world.fund(100 * ADA)
     async with life(world, ops(receiver), limits=daily(20 * ADA, 20 * ADA)) as one:
         await one.run.pay_in_block()
-        with pytest.raises(Refused, match="max_total"):
+        with pytest.raises(Refused, match="the call's own limit"):
             await one.run.agent.pay(world.ask("cheap", max_total_units=1))
         await one.tell()
         with pytest.raises(Refused, match="daily limit leaves"):

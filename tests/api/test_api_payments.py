@@ -338,8 +338,9 @@ async def test_max_total_bounds_the_payment_including_its_fee(api: Api) -> None:
     other = {"max_total": str(2 * total), "max_total_asset": "ab" * 28}
     refused = await api.http.post("/v1/payments", json=body | other)
     assert (refused.status_code, refused.json()["limit"], refused.json()["left"]) == (403, "max_total", "0")
-    bound = f"max_total is {2 * total} units of {'ab' * 28} and allows nothing else"
+    bound = f"the call's own limit is {2 * total} units of {'ab' * 28} and allows nothing else"
     assert refused.json()["detail"] == f"{bound}, this payment is in ADA", "and not: leaves 0 ADA"
+    assert "X-Payagent-Max-Cost" in refused.json()["fix"]
     same = {"max_total": str(total), "max_total_asset": "lovelace"}
     paid = await api.http.post("/v1/payments", json=body | same)
     assert paid.status_code == 201, paid.text

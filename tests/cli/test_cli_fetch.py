@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.canaries import plant
 from kit.cli import PATIENCE_S, TOKEN, Shop, running, spawn, until
 from kit.sdk_merchant import SdkMerchant
 from kit.terminal import at_terminal
@@ -461,3 +462,23 @@ def test_without_the_daemon_nothing_is_sent(street: Street) -> None:
     got = fetch(away, f"{street.raw.url}/chat", "-d", CALL)
     assert (got.code, got.problem) == (4, "daemon_not_running")
     assert street.raw.connections == before
+
+
+def test_an_apps_token_in_the_environment_pays_within_the_apps_budget(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, file = street.shop, street.shop.saved("of an app", "app.json")
+    added = shop.payagent("app", "add", "shell", "--per-day", "3 ADA").json
+    monkeypatch.setenv("PAYAGENT_TOKEN", plant("the token of shell", added["token"]))
+    assert fetch(shop, street.chat, "-d", '{"message": "of the app"}').code == 0
+    assert shop.payments()[0]["app"] == added["id"]
+    over = fetch(shop, street.chat, "-d", '{"message": "over its budget"}')
+    assert (over.code, over.problem, "shell's daily limit" in over.error["detail"]) == (6, "limit_exceeded", True)
+    by_hand = shop.payagent("pay", file, "--merchant", "t")
+    assert (by_hand.code, by_hand.problem) == (6, "limit_exceeded")
+    own = shop.payagent("pay", file, "--merchant", "t", "--token-file", shop.data_dir / "operator.token")
+    assert own.code == 0, own.err
+    assert shop.payments()[0]["app"] != added["id"]
+    monkeypatch.setenv("PAYAGENT_TOKEN", "")
+    nobody = fetch(shop, street.chat, "-d", '{"message": "of nobody"}')
+    assert (nobody.code, nobody.problem) == (5, "unauthorized")

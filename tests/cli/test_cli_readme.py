@@ -9,7 +9,9 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import threading
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,32 @@ def test_the_quickstart_pays_within_the_apps_limits_and_leaves_nothing_behind(tm
     spent = {(row["app"], row["limit"]): row["spent"] for row in json.loads(out.splitlines()[-1])["limits"]}
     assert 26_000_000 < int(spent["agent", "per_day"]) < 27_000_000
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_curl
+def test_a_port_in_use_is_told_and_not_taken_for_the_quickstarts_daemon(tmp_path: Path) -> None:
+    """Whatever answers there, such as an earlier daemon, answers 200 to everything."""
+    other = ThreadingHTTPServer(("127.0.0.1", 0), _Ready)
+    thread = threading.Thread(target=other.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        walk = blocks("Quickstart")[:4]
+        out = walked(walk, {ACTIVATE: ":", ":8402": f":{other.server_port}"}, {"TMPDIR": str(tmp_path)})
+    finally:
+        other.shutdown()
+        thread.join()
+        other.server_close()
+    assert f"127.0.0.1:{other.server_port}" in out
+    assert "api.listen" in out
+
+
+class _Ready(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return
 
 
 CLAIMS = {
@@ -139,6 +167,15 @@ def run_in(shop: Shop, folder: Path, program: str, block: str) -> str:
     )
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+@needs_curl
+def test_a_purchase_with_a_key_is_served_again_and_paid_once(shop: Shop, tmp_path: Path) -> None:
+    (block,) = blocks("After a timeout or a crash", "docs/reference/clients.md")
+    before = len(shop.payments())
+    out = run_in(shop, tmp_path, "bash", block)
+    assert out.count("and this answer was paid for") == 2
+    assert len(shop.payments()) == before + 1
 
 
 @needs_curl

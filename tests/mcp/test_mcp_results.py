@@ -81,7 +81,7 @@ async def test_a_refusal_says_what_to_do_in_its_structure_and_is_one_object(
         for tool in ("fetch", "quote"):
             got = shown(await wallet.call_tool(tool, call))
             assert got["code"] == "limit_exceeded"
-            assert "max_total" in got["refusal"]["detail"]
+            assert "the call's own limit leaves 1 ADA" in got["refusal"]["detail"]
             assert "`max_cost`" in got["fix"]
             shared = ["per_payment: at most 1000 ADA, shared", "per_day: at most 100000 ADA, shared"]
             assert got["budget_left"] == shared

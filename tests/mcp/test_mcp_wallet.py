@@ -58,7 +58,7 @@ async def test_the_tools_have_schemas_and_annotations(shop: AgentShop) -> None:
     assert reading == TOOLS - {"fetch", "quote"}
     assert "executed: true" in str(tools["quote"].description)
     assert tools["fetch"].annotations.open_world_hint
-    assert tools["fetch"].annotations.idempotent_hint
+    assert not any(tools[name].annotations.idempotent_hint for name in ("fetch", "mcp_call", "quote"))
 
 
 def client_by(way: str, shop: AgentShop, url: str, mode: str) -> AbstractAsyncContextManager[Client]:
@@ -454,6 +454,7 @@ async def test_the_page_connects_an_agent(shop: AgentShop, tmp_path: Path) -> No
         assert (answer["code"], answer["outcome"]) == ("limit_exceeded", "refused")
         left = data(await client.call_tool("budget"))["limits"]
     assert {one["limit"] for one in left if one.get("app") == "my-agent"} == {"per_payment", "per_day"}
+    assert {one.get("whose") for one in left if "app" not in one} == {"the wallet"}
     listening = blocks(*page)[1].split()[1:]
     process = spawn(
         *(one.replace(":8403", ":0").replace("agent.token", str(tmp_path / "agent.token")) for one in listening),

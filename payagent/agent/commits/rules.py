@@ -147,9 +147,9 @@ def _require_bound_on(intent: PaymentIntent, asset: str, spend: Mapping[str, int
     if bound_asset is None or most_units is None or bound_asset == asset:
         return
     bound, name = format_amount(bound_asset, most_units), "ADA" if asset == LOVELACE else asset
-    detail = f"max_total is {bound} and allows nothing else, this payment is in {name}"
+    detail = f"{policy.CALLS_OWN} is {bound} and allows nothing else, this payment is in {name}"
     context = {"limit": "max_total", "asset": asset, "left": "0", "asked": str(spend.get(asset, 0))}
-    raise Refused("limit_exceeded", detail, **context)
+    raise Refused("limit_exceeded", detail, fix=policy.CHANGE_OWN, **context)
 
 
 def visible_to_app(conn: Connection, app_id: str, refused: Refused) -> Refused:
