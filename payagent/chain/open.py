@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from payagent.chain import blockfrost
+from payagent.chain import blockfrost, koios
 from payagent.chain.provider import ChainProvider, Found, ProviderKind, Read
 from payagent.core.problems import Refused
 from payagent.secret_file import read_secret_file
@@ -16,7 +16,7 @@ from payagent.settings.schema import ProviderSettings
 
 T = TypeVar("T")
 
-KINDS: dict[str, ProviderKind] = {"blockfrost": blockfrost.KIND}
+KINDS: dict[str, ProviderKind] = {"blockfrost": blockfrost.KIND, "koios": koios.KIND}
 
 FIRST_KIND = "blockfrost"
 """The kind of provider that `payagent init` sets up."""

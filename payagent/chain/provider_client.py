@@ -5,7 +5,9 @@ Never: raises because of something a server did, follows a redirect, retries, re
 
 import asyncio
 import ssl
+from calendar import timegm
 from collections.abc import AsyncIterator, Mapping
+from email.utils import parsedate_to_datetime
 
 import httpx
 
@@ -67,7 +69,7 @@ class ProviderClient:
         max_bytes: int,
     ) -> RawAnswer:
         """The status counts even if the body is cut off."""
-        status, retry_after, error, raw = None, None, None, b""
+        status, retry_after, error, raw, date_s = None, None, None, b"", None
         if self._is_closed:
             return RawAnswer(error=TransportError.CONNECT, body_sent=False)
         deadline = asyncio.timeout(deadline_s)
@@ -79,6 +81,7 @@ class ProviderClient:
         try:
             async with deadline, self._turns, sent as response:
                 status, retry_after = response.status_code, response.headers.get("Retry-After")
+                date_s = _date_s(response.headers)
                 raw = await read_body(response, max_bytes)
             error = TransportError.TOO_BIG if len(raw) > max_bytes else None
         except TimeoutError:
@@ -88,7 +91,8 @@ class ProviderClient:
         finally:
             max_bytes_with_framing.reset(before)
             self._deadlines.discard(deadline)
-        return RawAnswer(status, raw, retry_after, error, body_sent=body is not None and body.was_taken)
+        was_sent = body is not None and body.was_taken
+        return RawAnswer(status, raw, retry_after, error, body_sent=was_sent, date_s=date_s)
 
     async def aclose(self) -> None:
         """End the calls in progress, which give no answer."""
@@ -96,6 +100,14 @@ class ProviderClient:
         for deadline in self._deadlines:
             deadline.reschedule(0)
         await self._http.aclose()
+
+
+def _date_s(headers: httpx.Headers) -> int | None:
+    """The server's clock. A cache adds Age to the answers that it kept, whose date is old."""
+    try:
+        return None if "Age" in headers else timegm(parsedate_to_datetime(headers["Date"]).utctimetuple())
+    except (LookupError, ValueError):
+        return None
 
 
 def _transport_error(error: httpx.HTTPError, *, broke_off: bool) -> TransportError:

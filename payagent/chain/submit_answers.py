@@ -38,7 +38,8 @@ class TransportError(StrEnum):
 class RawAnswer:
     """An answer before it is interpreted.
 
-    `status` is the HTTP status, not one in the body. `body_sent` says that a first byte may have left.
+    `status` is the HTTP status, not one in the body. `body_sent` says that a first byte may have left. `date_s` is
+    the server's clock in Unix time, if the answer is not one that a cache kept.
     """
 
     status: int | None = None
@@ -46,6 +47,7 @@ class RawAnswer:
     retry_after: str | None = None
     error: TransportError | None = None
     body_sent: bool = True
+    date_s: int | None = None
 
 
 # Statuses that decide alone, whatever the body holds. Blockfrost sends 402 for the daily quota and 418 for the ban

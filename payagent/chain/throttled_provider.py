@@ -181,7 +181,7 @@ class ThrottledProvider:
             self._breaker = self._breaker if self._breaker.is_open(now_ms) else CLOSED
         elif read.why is Why.OUTAGE:
             self._breaker = self._breaker.failed(read.reason, now_ms)
-        elif read.why is not Why.UNCLEAR:
+        elif read.why in (Why.RATE, Why.QUOTA):
             self._breaker = self._breaker.refused(read.why, read.retry_after_s, read.reason, now_ms)
 
     async def _turn(self, now_ms: int) -> bool:

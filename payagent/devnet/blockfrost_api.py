@@ -346,8 +346,10 @@ class Switchboard:
         }
 
 
-def chain_app(node: Node, stopping: asyncio.Event, block_time_s: int, project_id: str | None) -> Starlette:
-    """The ASGI application of the chain's port."""
+def chain_app(
+    node: Node, stopping: asyncio.Event, block_time_s: int, project_id: str | None, others: Iterable[Mount] = ()
+) -> Starlette:
+    """The ASGI application of the chain's port. `others`: the APIs of other kinds of providers."""
     api, board = ChainApi(node, stopping, project_id), Switchboard(node, block_time_s)
 
     async def state(_request: Request) -> Response:
@@ -368,6 +370,7 @@ def chain_app(node: Node, stopping: asyncio.Event, block_time_s: int, project_id
             Mount(API_ROOT, routes=[*reads, Route("/tx/submit", api.submit, methods=["POST"])]),
             *[Route(f"/devnet/{name}", board.poster(act), methods=["POST"]) for name, act in posts],
             Route("/devnet/state", state, methods=["GET"]),
+            *others,
         ],
         exception_handlers={404: unknown},
     )

@@ -71,8 +71,8 @@ def spoil(honest: Response, fault: Fault, stopping: asyncio.Event) -> Response:
             return Response(body[: len(body) // 2], honest.status_code, media_type="application/json")
         case "oversized":
             return StreamingResponse(_endless(), honest.status_code, media_type="application/json")
-        case "other_hash" if honest.status_code == 200:
-            return JSONResponse(_another(json.loads(bytes(honest.body))))
+        case "other_hash" if isinstance(tx_id := json.loads(bytes(honest.body)), str):
+            return JSONResponse(_another(tx_id))
         case "no_optional":
             return JSONResponse(json.loads(bytes(honest.body), object_hook=_required), honest.status_code)
     return honest

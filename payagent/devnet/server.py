@@ -25,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from payagent.devnet.blockfrost_api import API_ROOT, chain_app
 from payagent.devnet.faults import Switches
 from payagent.devnet.faulty_responses import ABORT
+from payagent.devnet.koios_api import KOIOS_ROOT, KoiosApi
 from payagent.devnet.ledger import Chain
 from payagent.devnet.merchant import DEVNET, DevnetMerchant, role_address
 from payagent.devnet.merchant_api import MCP_PATH, merchant_app
@@ -102,13 +103,17 @@ class Devnet:
 
     network = DEVNET.name
 
-    def __init__(self, node: Node, merchants: Mapping[str, DevnetMerchant], chain_origin: str) -> None:
+    def __init__(
+        self, node: Node, merchants: Mapping[str, DevnetMerchant], chain_origin: str, koios: KoiosApi
+    ) -> None:
         """`merchants` has the merchants by URL; the first is the default one."""
         self.node = node
         self.merchants = merchants
         self.merchant_url, self.merchant = next(iter(merchants.items()))
         self.origin = chain_origin
         self.chain_url = chain_origin + API_ROOT
+        self.koios = koios
+        self.provider_urls = {"koios": chain_origin + KOIOS_ROOT}
 
     @property
     def chain(self) -> Chain:
@@ -146,17 +151,18 @@ class Devnet:
         """
         node = Node(now_ms, Switches())
         stopping = asyncio.Event()
+        koios = KoiosApi(node, stopping)
         async with contextlib.AsyncExitStack() as running:
             chain_socket = running.enter_context(_listen(host, chain_port))
             apps: list[tuple[ASGIApp, socket.socket]] = [
-                (chain_app(node, stopping, block_time_s, project_id), chain_socket)
+                (chain_app(node, stopping, block_time_s, project_id, koios.mounts()), chain_socket)
             ]
             shops = {}
             for _ in range(merchants):
                 listening = running.enter_context(_listen(host, 0))
                 shops[_origin(listening)], app = _open_shop(node, now_ms, running)
                 apps.append((app, listening))
-            devnet = cls(node, shops, _origin(chain_socket))
+            devnet = cls(node, shops, _origin(chain_socket), koios)
             await running.enter_async_context(_serving(apps))
             if block_time_s:
                 await running.enter_async_context(_background(_produce_blocks(node, block_time_s)))
