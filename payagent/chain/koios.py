@@ -78,6 +78,9 @@ TX_ROWS = 1000
 
 WITNESS_DEPTH = 100
 
+_SPARE_BLOCKS = 10_000
+"""A devnet makes many blocks in one slot."""
+
 _CONNECT_S, _READ_S = 5.0, 120.0
 _MAX_TRIES = 3
 _MAX_PASSES = 4
@@ -265,11 +268,15 @@ class Koios:
 
     @_read
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        """Return the transactions since a time and up to one tip. A slot of a second holds at most one block."""
+        """Return the transactions since a time and up to one tip.
+
+        A slot of one second holds one block at most, so the blocks since then are no more than the seconds. The
+        height only saves the server work.
+        """
         _check(_ADDRESS, address)
         newest = (await self._tip()).block
-        passed_s = max(newest.time_s - since_s, 0)
-        body = {"_addresses": [address], "_after_block_height": max(newest.height - passed_s - 1, 0)}
+        passed = max(newest.time_s - since_s, 0) + _SPARE_BLOCKS
+        body = {"_addresses": [address], "_after_block_height": max(newest.height - passed, 0)}
         rows = await self._list(
             _TRANSACTIONS,
             body,

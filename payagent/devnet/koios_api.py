@@ -1,7 +1,8 @@
 """The devnet's Koios: the calls that payagent makes, as rows of PostgREST, in front of the devnet's node.
 
-Start at `KoiosApi`. Koios is several machines behind one name. `behind` says how many blocks each of them lacks, and
-each call goes to the next one. Requests may filter, order and cut the rows, and choose columns, as with PostgREST.
+Start at `KoiosApi`. Koios is several machines behind one name. `behind` says how many blocks each of them lacks,
+and each call goes to the next one. Requests may filter, order and cut the rows, and choose columns, as with
+PostgREST.
 
 Never: imports the wallet, the agent, the dialects or pycardano.
 """
