@@ -6,6 +6,7 @@ Never: I/O; the form of one kind's answers.
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,6 +23,10 @@ CONNECT_S, READ_S = 5.0, 120.0
 _PARSED_AT_ONCE_BYTES = 64 * 1024
 
 
+has_asked = ContextVar("has_asked", default=False)
+"""Whether the read in progress has made a call. A read inside a read continues it."""
+
+
 class Unanswered(Exception):  # noqa: N818  it carries the answer of the read
     """A call of a read gave no usable answer, so the read gives none."""
 
@@ -35,6 +40,7 @@ def bounded(read: Callable[P, Coroutine[Any, Any, Read[T]]]) -> Callable[P, Coro
 
     @wraps(read)
     async def within(*args: P.args, **kwargs: P.kwargs) -> Read[T]:
+        before = has_asked.set(has_asked.get())
         try:
             async with asyncio.timeout(READ_S):
                 return await read(*args, **kwargs)
@@ -42,6 +48,8 @@ def bounded(read: Callable[P, Coroutine[Any, Any, Read[T]]]) -> Callable[P, Coro
             return failed.unknown
         except TimeoutError:
             return Unknown("the calls took too long", Why.OUTAGE)
+        finally:
+            has_asked.reset(before)
 
     return within
 

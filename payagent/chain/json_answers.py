@@ -32,7 +32,7 @@ _TRANSPORT_REASONS = {
 }
 
 _STATUS_REASONS = {
-    401: ": the project id is not accepted",
+    401: ": the project id or the token is not accepted",
     402: ": the day's calls are used up",
     403: ": the project id is not accepted, or is of another network",
     418: ": banned for going on after too many calls",

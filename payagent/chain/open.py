@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from payagent.chain import blockfrost, ogmios_kupo
+from payagent.chain import blockfrost, koios, ogmios_kupo
 from payagent.chain.provider import ChainProvider, Found, ProviderKind, Read
 from payagent.core.problems import Refused
 from payagent.secret_file import read_secret_file
@@ -16,12 +16,16 @@ from payagent.settings.schema import ProviderSettings
 
 T = TypeVar("T")
 
-KINDS: dict[str, ProviderKind] = {"blockfrost": blockfrost.KIND, "ogmios-kupo": ogmios_kupo.KIND}
+KINDS: dict[str, ProviderKind] = {
+    "blockfrost": blockfrost.KIND,
+    "koios": koios.KIND,
+    "ogmios-kupo": ogmios_kupo.KIND,
+}
 
 NAMED_BY_URL = "blockfrost"
 """The kind of a provider of which `payagent init` is told only the URL."""
 
-OFFERED = "blockfrost"
+OFFERED = "koios"
 """The kind that `payagent init` offers first. It needs no account."""
 
 

@@ -159,7 +159,7 @@ def weigh_utxos(answers: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Rea
 
 def _unplaced(utxo: ChainUtxo) -> ChainUtxo:
     """The UTxO without its block, on which providers may differ."""
-    return utxo if utxo.block_hash is None else replace(utxo, block_hash=None)
+    return replace(utxo, block_hash=None, block_height=None)
 
 
 def _reasons(answers: Sequence[ProviderAnswer[T]]) -> str:

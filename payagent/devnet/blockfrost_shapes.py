@@ -89,7 +89,8 @@ def amount(outs: Iterable[TxOut]) -> list[Json]:
     return [{"unit": unit, "quantity": str(units)} for unit, units in rows]
 
 
-def _output(out: TxOut) -> Json:
+def output_row(out: TxOut) -> Json:
+    """The address, amounts, datum and script of an output."""
     datum = out.inline_datum
     data_hash = blake2b(bytes.fromhex(datum), digest_size=32).hexdigest() if datum else out.datum_hash
     return {
@@ -283,10 +284,10 @@ def transaction_utxos(chain: Chain, tx: Tx) -> Json:
     inputs = []
     for ref in tx.inputs:
         out = output_of(chain, ref)
-        spent = _output(out) if out is not None else {}
+        spent = output_row(out) if out is not None else {}
         inputs.append(spent | {"tx_hash": ref[0], "output_index": ref[1], "collateral": False, "reference": False})
     outputs = [
-        _output(out)
+        output_row(out)
         | {
             "output_index": index,
             "collateral": False,
@@ -304,7 +305,9 @@ def mempool_transaction(chain: Chain, tx: Tx) -> Json:
         out = output_of(chain, (tx_id, index))
         row: Json = {"tx_hash": tx_id, "output_index": index, "collateral": False, "reference": False}
         inputs.append(row if out is None else {"address": address_text(out.address), **row})
-    outputs = [_output(out) | {"output_index": index, "collateral": False} for index, out in enumerate(tx.outputs)]
+    outputs = [
+        output_row(out) | {"output_index": index, "collateral": False} for index, out in enumerate(tx.outputs)
+    ]
     return {"tx": _tx_facts(tx), "inputs": inputs, "outputs": outputs, "redeemers": []}
 
 
@@ -313,7 +316,7 @@ def utxo(chain: Chain, ref: OutRef, out: TxOut) -> Json:
     found = chain.tx(ref[0])
     block = found[1] if found else None
     row: Json = {"tx_hash": ref[0], "tx_index": ref[1], "output_index": ref[1]}
-    return _output(out) | row | {"block": block.hash if block else None}
+    return output_row(out) | row | {"block": block.hash if block else None}
 
 
 def address(raw: bytes, outs: Iterable[TxOut]) -> Json:

@@ -103,7 +103,7 @@ class Fault:
         """Whether the fault applies to this call. A stale index affects only UTxO lists."""
         if self.left == 0 or face not in KINDS[self.kind].faces:
             return False
-        if self.answer == "stale" and not path.startswith(("/addresses/", "/matches/")):
+        if self.answer == "stale" and not path.startswith(("/addresses/", "/address_utxos", "/matches/")):
             return False
         return self.on == face or (self.on.startswith("/") and path.startswith(self.on))
 

@@ -25,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from payagent.devnet.blockfrost_api import API_ROOT, chain_app
 from payagent.devnet.faults import Switches
 from payagent.devnet.faulty_responses import ABORT
+from payagent.devnet.koios_api import KOIOS_ROOT, KoiosApi
 from payagent.devnet.merchant import DEVNET, DevnetMerchant, role_address
 from payagent.devnet.merchant_api import MCP_PATH, merchant_app
 from payagent.devnet.node import Node
@@ -111,7 +112,12 @@ class Devnet:
     """A running devnet. Use it only from its own event loop."""
 
     def __init__(
-        self, node: Node, merchants: Mapping[str, DevnetMerchant], chain_origin: str, ogmios_kupo: OgmiosKupoApi
+        self,
+        node: Node,
+        merchants: Mapping[str, DevnetMerchant],
+        chain_origin: str,
+        koios: KoiosApi,
+        ogmios_kupo: OgmiosKupoApi,
     ) -> None:
         """`merchants` has the merchants by URL; the first is the default one."""
         self.node = node
@@ -120,8 +126,12 @@ class Devnet:
         self.merchant_url, self.merchant = next(iter(merchants.items()))
         self.origin = chain_origin
         self.chain_url = chain_origin + API_ROOT
-        self.ogmios_kupo = ogmios_kupo
-        self.provider_urls = {"ogmios": chain_origin + OGMIOS_ROOT, "kupo": chain_origin + KUPO_ROOT}
+        self.koios, self.ogmios_kupo = koios, ogmios_kupo
+        self.provider_urls = {
+            "koios": chain_origin + KOIOS_ROOT,
+            "ogmios": chain_origin + OGMIOS_ROOT,
+            "kupo": chain_origin + KUPO_ROOT,
+        }
 
     def announcement(self) -> dict[str, object]:
         """What `payagent devnet --json` prints."""
@@ -154,18 +164,21 @@ class Devnet:
         """
         node = Node(now_ms, Switches())
         stopping = asyncio.Event()
-        ogmios_kupo = OgmiosKupoApi(node, stopping)
+        koios, ogmios_kupo = KoiosApi(node, stopping), OgmiosKupoApi(node, stopping)
         async with contextlib.AsyncExitStack() as running:
             chain_socket = running.enter_context(_listen(host, chain_port))
             apps: list[tuple[ASGIApp, socket.socket]] = [
-                (chain_app(node, stopping, block_time_s, project_id, ogmios_kupo.mounts()), chain_socket)
+                (
+                    chain_app(node, stopping, block_time_s, project_id, [*koios.mounts(), *ogmios_kupo.mounts()]),
+                    chain_socket,
+                )
             ]
             shops = {}
             for _ in range(merchants):
                 listening = running.enter_context(_listen(host, 0))
                 shops[_origin(listening)], app = _open_shop(node, now_ms, running)
                 apps.append((app, listening))
-            devnet = cls(node, shops, _origin(chain_socket), ogmios_kupo)
+            devnet = cls(node, shops, _origin(chain_socket), koios, ogmios_kupo)
             await running.enter_async_context(_serving(apps))
             if block_time_s:
                 await running.enter_async_context(_background(_produce_blocks(node, block_time_s)))

@@ -67,7 +67,9 @@ def ada(address: bytes, lovelace: int) -> Output:
     return (address, lovelace, {})
 
 
-def _output(output: Output) -> dict[int, object]:
+def _output(output: Output | Mapping[int, object]) -> Mapping[int, object]:
+    if isinstance(output, Mapping):
+        return output
     address, lovelace, held = output
     if not held:
         return {0: address, 1: lovelace}
@@ -80,11 +82,11 @@ def _output(output: Output) -> dict[int, object]:
 def signed(
     who: Payer,
     inputs: Sequence[Ref],
-    outputs: Sequence[Output],
+    outputs: Sequence[Output | Mapping[int, object]],
     fee: int = FEE_LOVELACE,
     ttl: int | None = None,
 ) -> tuple[str, bytes]:
-    """A signed transaction: (id, bytes)."""
+    """A signed transaction: (id, bytes). An output may be given as the map of its parts."""
     body: dict[int, object] = {
         0: cbor2.CBORTag(258, [[bytes.fromhex(tx_id), index] for tx_id, index in inputs]),
         1: [_output(output) for output in outputs],
