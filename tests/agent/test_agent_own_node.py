@@ -6,6 +6,7 @@ import pytest
 from kit.agent import ADA, Relay, World
 from kit.providers import raised
 
+from payagent.chain.koios import Koios
 from payagent.chain.ogmios_kupo import OgmiosKupo
 from payagent.core.payment.machine import State
 
@@ -85,5 +86,24 @@ async def test_an_index_that_forgets_a_payment_only_delays_it(world: World, own:
         server.is_pruned, server.watched = False, {world.address}
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
+        assert run.owned() == world.on_chain()
+        assert raised(run) == set()
+
+
+async def test_beside_koios_whose_machines_lag_a_payment_is_confirmed_and_nobody_excluded(
+    world: World, own: OgmiosKupo
+) -> None:
+    world.fund(100 * ADA)
+    koios = Koios("koios", world.devnet.devnet.provider_urls["koios"], None)
+    async with world.run(providers={"own": own, "koios": koios}) as run:
+        await run.run_pass()
+        row = await run.pay()
+        world.devnet.devnet.koios.behind = (0, 2, 1)
+        await run.settle_down(20)
+        assert run.state(row.id) is State.CONFIRMED
+        assert row.attempt is not None
+        assert world.transactions() == [row.attempt.tx_id]
+        world.devnet.devnet.koios.behind = (0,)
+        await run.settle_down()
         assert run.owned() == world.on_chain()
         assert raised(run) == set()
