@@ -86,7 +86,7 @@ def look(lane: Lane) -> Sight:
     def inside(devnet: Devnet) -> Sight:
         chain = devnet.chain
         blocks = tuple(tx for block in chain.blocks for tx in block.txs)
-        held = tuple(decode_tx(raw) for _, raw in devnet.node._held)
+        held = tuple(decode_tx(raw) for _, raw in devnet.node.held)
         unspent = chain.utxos_at(own)
         utxos = frozenset(f"{ref[0]}#{ref[1]}" for ref, _ in unspent)
         holds = sum_up(out for _, out in unspent)
