@@ -16,8 +16,7 @@ from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.payments.sign import PaymentSigner
 from payagent.core.aggregate import PaymentRow
 from payagent.settings.schema import Settings
-from payagent.wallet.tx_plan import TxPlan
-from sim.signing import sign
+from payagent.wallet.tx_plan import TxPlan, assemble
 
 
 def leave_then_persist(_settings: Settings) -> None:
@@ -25,7 +24,9 @@ def leave_then_persist(_settings: Settings) -> None:
 
     class Hasty(PaymentSigner):
         async def sign(self, payment_id: str, plan: TxPlan) -> None:
-            await self._context.all_providers[0].submit(sign(plan, self._signer), plan.tx_id)
+            signature = await self._signer.signature(plan.body, plan.paid)
+            raw = assemble(plan, self._signer.public_key, signature)
+            await self._context.all_providers[0].submit(raw, plan.tx_id)
             await super().sign(payment_id, plan)
 
     setattr(payagent.agent.agent, "PaymentSigner", Hasty)  # noqa: B010  a module does not export what it imports
