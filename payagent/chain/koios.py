@@ -19,7 +19,7 @@ from payagent.chain.adapter import CONNECT_S, Unanswered, bounded, has_asked, pa
 from payagent.chain.address_history import spender_by_history
 from payagent.chain.json_answers import HASH
 from payagent.chain.koios_parse import (
-    Block,
+    KoiosBlock,
     Tip,
     parse_address_txs,
     parse_blocks,
@@ -340,7 +340,7 @@ class Koios:
     async def _tip(self) -> Tip:
         return await self._ask("/tip", parse_tip)
 
-    async def _blocks(self, *hashes: str) -> Mapping[str, Block]:
+    async def _blocks(self, *hashes: str) -> Mapping[str, KoiosBlock]:
         return await self._ask(
             "/block_info",
             parse_blocks,

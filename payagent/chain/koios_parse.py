@@ -19,14 +19,14 @@ class Tip(NamedTuple):
     epoch: int
 
 
-class Block(NamedTuple):
+class KoiosBlock(NamedTuple):
     """A block, and the number of blocks after it."""
 
     seen: BlockSeen
     confirmations: int
 
 
-class Output(NamedTuple):
+class KoiosOutput(NamedTuple):
     """Where an output is, the height of the block that made it, and whether it is spent."""
 
     address: str
@@ -39,9 +39,9 @@ def parse_tip(body: Any) -> Tip:
     return Tip(_block(row, row["block_no"]), parse_count(row["epoch_no"], "epoch_no"))
 
 
-def parse_blocks(body: Any) -> Mapping[str, Block]:
+def parse_blocks(body: Any) -> Mapping[str, KoiosBlock]:
     found = [
-        Block(_block(row, row["block_height"]), parse_count(row["num_confirmations"], "num_confirmations"))
+        KoiosBlock(_block(row, row["block_height"]), parse_count(row["num_confirmations"], "num_confirmations"))
         for row in _rows(body)
     ]
     return {block.seen.hash: block for block in found}
@@ -137,13 +137,13 @@ def _values(rows: Iterable[Any], address: str) -> dict[str, Mapping[str, int]]:
     return found
 
 
-def parse_output(body: Any, tx_id: str, index: int) -> Output:
+def parse_output(body: Any, tx_id: str, index: int) -> KoiosOutput:
     (row,) = _rows(body)
     if (row["tx_hash"], parse_count(row["tx_index"], "tx_index")) != (tx_id, index):
         raise ValueError("another output")
     if not isinstance(row["address"], str):
         raise ValueError("not an address")
-    return Output(row["address"], parse_count(row["block_height"], "block_height"), flag(row, "is_spent"))
+    return KoiosOutput(row["address"], parse_count(row["block_height"], "block_height"), flag(row, "is_spent"))
 
 
 def parse_utxos(body: Any, address: str) -> tuple[ChainUtxo, ...]:

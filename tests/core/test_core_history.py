@@ -152,7 +152,7 @@ def test_the_details_are_one_line(detail: dict[str, object], words: str) -> None
         (DAY | {"app": "bot"}, "bot's daily limit"),
         (DAY | {"merchant": "t"}, "the daily limit at t"),
         (DAY | {"app": "bot", "merchant": "t", "limit": "per_payment"}, "bot's limit per payment at t"),
-        ({"limit": "max_total"}, "max_total"),
+        ({"limit": "max_total"}, "the call's own limit"),
     ],
 )
 def test_a_limit_names_whose_spending_it_limits(limit: dict[str, str | None], words: str) -> None:
