@@ -1,15 +1,15 @@
-"""How long a paid call takes until it is served: `ready = "auto"` beside `ready = "confirmed"`, on a slow devnet.
+"""How long a paid call takes until it is served: by `ready`, or by the kind of chain provider, on a slow devnet.
 
 Start reading at `main`. Each pair of a setting and a number of confirmations has a devnet with 20 s blocks and a
-daemon of its own, all at the same time. Calls go through the proxy. `python -m benchmarks.served` prints the table
-for docs/explanation/performance.md.
+daemon of its own, all at the same time. Calls go through the proxy. `python -m benchmarks.served`, also with
+`--kinds`, prints the tables for docs/explanation/performance.md.
 May import: httpx, benchmarks.stage, the standard library. Never: talks to the daemon but over HTTP.
 """
 
 import argparse
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,12 @@ BLOCK_S = 20
 CONFIRM_DEPTH = 3
 CONFIRMATIONS = (0, 1, 3)
 READY = ("auto", "confirmed")
+KINDS: Mapping[str, Mapping[str, str]] = {
+    "blockfrost": {"base_url": "/api/v0"},
+    "koios": {"base_url": "/koios/api/v1"},
+    "ogmios-kupo": {"base_url": "/ogmios", "index_url": "/kupo"},
+}
+"""Where the devnet has each kind of chain provider."""
 POLL_S = 0.05
 PAUSES_S = (3.0, 13.0, 8.0, 17.0, 1.0)
 """Before each call: calls begin at several moments between two blocks."""
@@ -77,14 +83,16 @@ def one_call(up: Stage, message: str, confirmations: int, seen: dict[int, float]
     return Call(ended_s - began_s, ended_s - accepts_s)
 
 
-def calls(ready: str, confirmations: int, count: int) -> list[Call]:
+def calls(kind: str, ready: str, confirmations: int, count: int) -> list[Call]:
     """So many calls, one after the other, on a devnet and a daemon of their own."""
     environ = UNBOUND | {
         "PAYAGENT_PAYMENTS__CONFIRM_DEPTH": str(CONFIRM_DEPTH),
         "PAYAGENT_MERCHANTS__T__READY": ready,
     }
     options = ("--block-time", str(BLOCK_S))
-    with stage([100_000_000] * count, devnet_options=options, environ=environ) as up, heights(up) as seen:
+    provider = {"kind": kind, **KINDS[kind]}
+    coins = [100_000_000] * count
+    with stage(coins, devnet_options=options, environ=environ, provider=provider) as up, heights(up) as seen:
         settings = {"confirmations": confirmations}
         up.http.post(f"{up.merchant}/merchant/settings", json=settings).raise_for_status()
         made = []
@@ -97,16 +105,18 @@ def calls(ready: str, confirmations: int, count: int) -> list[Call]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.served", description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=5, help="calls of each pair")
-    count = parser.parse_args().calls
-    pairs = list(product(CONFIRMATIONS, READY))
-    with ThreadPoolExecutor(len(pairs)) as pool:
-        made = list(pool.map(lambda pair: calls(pair[1], pair[0], count), pairs))
-    print("| merchant needs | ready | call to served, seconds | after the merchant would accept, seconds |")
-    print("|---|---|---|---|")
-    for (confirmations, ready), rows in zip(pairs, made, strict=True):
-        served = ", ".join(f"{row.served_s:.1f}" for row in rows)
-        late = ", ".join(f"{row.late_s:.1f}" for row in rows)
-        print(f"| {confirmations} confirmations | {ready} | {served} | {late} |")
+    parser.add_argument("--kinds", action="store_true", help="compare the kinds of chain providers")
+    chosen = parser.parse_args()
+    kinds, ready = (KINDS, READY[:1]) if chosen.kinds else (("blockfrost",), READY)
+    rows = list(product(CONFIRMATIONS, kinds, ready))
+    with ThreadPoolExecutor(len(rows)) as pool:
+        made = list(pool.map(lambda row: calls(row[1], row[2], row[0], chosen.calls), rows))
+    print("| merchant needs | provider | ready | call to served | after the merchant would accept |")
+    print("|---|---|---|---|---|")
+    for (confirmations, kind, how), done in zip(rows, made, strict=True):
+        served = ", ".join(f"{call.served_s:.1f}" for call in done)
+        late = ", ".join(f"{call.late_s:.1f}" for call in done)
+        print(f"| {confirmations} confirmations | {kind} | {how} | {served} s | {late} s |")
 
 
 if __name__ == "__main__":

@@ -96,11 +96,13 @@ def stage(
     merchant: str | None = None,
     devnet_options: Sequence[str] = (),
     environ: Mapping[str, str] = UNBOUND,
+    provider: Mapping[str, str] | None = None,
     tree: Path = ROOT,
 ) -> Iterator[Stage]:
     """A daemon that is ready to pay of these coins; `merchant` stands in for the devnet's own.
 
-    `tree` is the checkout whose code the daemon runs.
+    `provider` is the table of a chain provider, with paths on the devnet for URLs. `tree` is the checkout whose
+    code the daemon runs.
     """
     devnet_command = (*PAYAGENT, "devnet", "--json", *devnet_options)
     with (
@@ -112,6 +114,10 @@ def stage(
         places, folder, log = json.loads(devnet.stdout.readline()), Path(name), Path(name) / "daemon.log"
         merchant = merchant or places["merchant"]
         env = {**os.environ, "PYTHONPATH": str(tree)}
+        if provider is not None:
+            place = "http://" + httpx.URL(places["chain"]).netloc.decode()
+            table = {key: place + text if key.endswith("_url") else text for key, text in provider.items()}
+            environ = {**environ, "PAYAGENT_CHAIN__PROVIDERS": json.dumps([table])}
         made = _initialise(folder, places["chain"], merchant, cwd=tree, env=env)
         for lovelace in utxos_lovelace:
             gift = {"address": made["address"], "lovelace": str(lovelace)}

@@ -125,7 +125,7 @@ class ProviderSettings(SettingsTable):
 
         The setting is still accepted: operators may trust a server in their own network.
         """
-        if is_safe(self.base_url):
+        if is_safe(self.base_url) and (self.index_url is None or is_safe(self.index_url)):
             return None
         read = "" if self.token_file is None else " and read its token"
         return f"others on the network can forge its answers{read}. Use https://, or a tunnel to a loopback port"

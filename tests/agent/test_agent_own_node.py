@@ -107,3 +107,38 @@ async def test_beside_koios_whose_machines_lag_a_payment_is_confirmed_and_nobody
         await run.settle_down()
         assert run.owned() == world.on_chain()
         assert raised(run) == set()
+
+
+async def test_beside_koios_one_that_denies_a_payment_only_delays_it(world: World, own: OgmiosKupo) -> None:
+    world.fund(100 * ADA)
+    with Relay(world.devnet, world.devnet.devnet.provider_urls["koios"]).serving() as relay:
+        koios = Koios("koios", relay.url, None)
+        async with world.run(providers={"own": own, "koios": koios}) as run:
+            await run.run_pass()
+            row = await run.pay()
+            assert row.attempt is not None
+            relay.tell("/tx_status", 200, [{"tx_hash": row.attempt.tx_id, "num_confirmations": None}])
+            relay.tell("/tx_info", 200, [])
+            await run.settle_down(2)
+            assert run.state(row.id) is State.IN_FLIGHT
+            relay.unfreeze()
+            await run.settle_down(2)
+            assert run.state(row.id) is State.CONFIRMED
+            assert world.transactions() == [row.attempt.tx_id]
+
+
+async def test_beside_koios_one_that_hides_money_only_delays(world: World, own: OgmiosKupo) -> None:
+    world.fund(100 * ADA)
+    with Relay(world.devnet, world.devnet.devnet.provider_urls["koios"]).serving() as relay:
+        koios = Koios("koios", relay.url, None)
+        async with world.run(providers={"own": own, "koios": koios}) as run:
+            await run.run_pass()
+            row = await run.pay_in_block()
+            before = run.owned()
+            relay.tell("/address_utxos", 200, [])
+            await run.settle_down(2)
+            assert run.owned() == before
+            relay.unfreeze()
+            await run.settle_down(2)
+            assert run.state(row.id) is State.CONFIRMED
+            assert run.owned() == world.on_chain()

@@ -170,9 +170,16 @@ class TestTwoProviders:
             assert first.submissions() == 0
             assert second.submissions() >= 2
 
-    async def test_nothing_is_signed_while_no_provider_is_believed(self, world: World, first: Relay) -> None:
+    @pytest.mark.parametrize("is_other_chain", [True, False])
+    async def test_nothing_is_signed_while_no_provider_is_believed(
+        self, world: World, first: Relay, is_other_chain: bool
+    ) -> None:
+        """One tells a genesis of another chain, one tells none (Yaci Store has no /genesis)."""
         world.fund(50 * ADA)
-        first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
+        if is_other_chain:
+            first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
+        else:
+            first.tell("/genesis", 404, NO_SUCH)
         async with world.run(providers={"first": first.url}) as run:
             assert not await run.chain_sync.run_once()
             with pytest.raises(Refused, match="chain_not_ready"):

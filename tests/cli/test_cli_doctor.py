@@ -238,6 +238,9 @@ secret_file = "{data}/webhook"
 passphrase_file = "{secrets}/passphrase"
 """
 SECOND = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "https://localhost:9/api"\n'
+OWN_NODE = (
+    '[[chain.providers]]\nkind = "ogmios-kupo"\nbase_url = "http://localhost:9"\nindex_url = "http://kupo.example"\n'
+)
 TARGET = SAFE[SAFE.index("[[notifications]]") : SAFE.index("[keystore]")]
 REMOTE = 'listen = "0.0.0.0:1"\ntls_certificate_file = "/none/c"\ntls_key_file = "/none/k"'
 
@@ -286,6 +289,7 @@ def safe(data: Path, tmp_path: Path) -> Path:
         (SECOND, "", "chain.providers", "add one of another operator"),
         ("https://localhost:9", "http://127.0.0.1:10", "chain.providers", "another operator"),
         ("https://localhost:9", "http://node.example", "chain.providers 2", "https://"),
+        (SECOND, OWN_NODE, "chain.providers 2", "https://"),
         ("[limits]", "[payments]\nconfirm_depth = 2\n[limits]", "payments.confirm_depth", "remove the key"),
         ("[limits]", "[payments]\nsettle_depth = 2159\n[limits]", "payments.settle_depth", "remove the key"),
         ("[limits]", "[payments]\nvoid_depth = 14\n[limits]", "payments.void_depth", "remove the key"),

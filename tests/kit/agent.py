@@ -430,13 +430,14 @@ class Told:
 
 
 class Relay:
-    """A provider in front of the devnet: a small HTTP server that can give other answers by path.
+    """A provider in front of the devnet's: a small HTTP server that can give other answers by path.
 
+    `upstream`: where it passes requests on to; by default the devnet's Blockfrost.
     `calls` are the (method, path) that reached it, paths below the API's root.
     """
 
-    def __init__(self, devnet: DevnetThread) -> None:
-        self.upstream = devnet.chain_url
+    def __init__(self, devnet: DevnetThread, upstream: str | None = None) -> None:
+        self.upstream = upstream or devnet.chain_url
         self._http = httpx.Client(base_url=self.upstream, verify=NO_TLS, trust_env=False, timeout=60)
         self._told: dict[str, Told] = {}
         self.swallows = False
