@@ -1,8 +1,8 @@
 """x402's scheme `batch-settlement` on Cardano: calls paid by vouchers of a channel.
 
-Start with `read_channel_offers`. This is no `Dialect`, because an offer is no invoice and a voucher no transaction.
-So the registry does not list it, and only modules that pay by channel import it. `x402_v2` reads the entries of
-scheme `exact` in the same 402.
+Start with `read_channel_offers`. An offer is not an invoice, and a voucher is not a transaction. So this module is
+not a `Dialect`, the registry does not list it, and only modules that pay by channel import it. `x402_v2` reads the
+entries of scheme `exact` in the same 402.
 
 Source: the draft scheme_batch_settlement_cardano of loveaihq/subbit-x402, version 0.7, and its reference server.
 
@@ -147,10 +147,10 @@ _NOT_TAKEN = (RetryVerdict.REFUSED, RetryVerdict.INVOICED)
 
 
 def read_channel_offers(response: HttpResponse, reading: Reading) -> tuple[ChannelOffer, ...]:
-    """Parse the channel offers of a 402, at least one, in the merchant's order. Entries of other schemes are skipped.
+    """Parse the channel offers of a 402, in the merchant's order. Entries of other schemes are skipped.
 
-    Refuses anything that is not understood in full. Without an entry of this scheme, the refusal is
-    `invoice_unsupported/scheme`.
+    Returns at least one. Refuses anything that is not understood in full. Without an entry of this scheme, it
+    raises `invoice_unsupported/scheme`.
     """
     unsalted = replace(reading, salt=None)  # a voucher cannot commit to the request that it pays
     required = x402.SHAPE.find_terms(response)
