@@ -1,4 +1,4 @@
-"""The examples of x402's draft `batch-settlement` on Cardano, and the offers, answers and hostile 402s made from them."""
+"""The examples of x402's draft `batch-settlement` on Cardano, and offers and answers made from them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -98,7 +98,7 @@ def corrective(state: Any = None, held: Any = None) -> HttpResponse:
 
 
 def served_answer(status: int = 200, extra: Any = None, **change: Any) -> HttpResponse:
-    """The reference server's answer to `VOUCHER`: it charged 0.001 ADA. `extra` changes its `extra`, or replaces it."""
+    """The reference server's answer to `VOUCHER`: it charged 0.001 ADA. `extra` changes or replaces it."""
     said = {
         "chargedAmount": "1000",
         "commitmentId": "11" * 32 + ":203000",
@@ -136,18 +136,12 @@ Change = tuple[str, str, dict[str, Any]]
 
 
 def _members(network: Network, pay_to: str, own: str) -> Iterator[Change]:
-    for key in ("network", "amount", "asset", "payTo", "maxTimeoutSeconds"):
+    for key in ("network", "amount", "asset", "payTo", "maxTimeoutSeconds", "extra"):
         yield f"no-{key}", MISSING, {key: None}
     other = "cardano:mainnet" if network.name != "mainnet" else "cip34:0-1"
     yield "network-other", "network_mismatch", {"network": other}
-    for named in (
-        "eip155:8453",
-        "cardano",
-        network.wire,
-        f"CARDANO:{network.name}",
-        f"cardano:{network.name}\n",
-        1,
-    ):
+    here = f"cardano:{network.name}"
+    for named in ("eip155:8453", "cardano", network.wire, here.upper(), here + "\n", 1):
         yield f"network-{named!a}", "invoice_invalid/chain", {"network": named}
     for amount in ("-1", "01", "1e3", "1000.0", "1_000", " 1", "\u0661", "", 1000, 1000.0, True, ["1"], {}):
         yield f"amount-{amount!a}", NOT, {"amount": amount}
