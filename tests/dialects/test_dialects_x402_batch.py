@@ -315,7 +315,7 @@ def said_402(word: str) -> list[HttpResponse]:
     [
         *((PREFIX + code, verdict) for code, verdict in DRAFT_CODES.items()),
         (PREFIX + "of_a_later_version", REFUSE),
-        (PREFIX.upper() + "CHANNEL_BUSY", RETRY),
+        (PREFIX.upper() + "CHANNEL_CLOSED", CLOSE),
         (PREFIX + "channel_closed: channel is closed", CLOSE),
         ("settlement_pending", RETRY),
         ("fee_sponsor_taken", RETRY),
