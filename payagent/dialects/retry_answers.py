@@ -69,7 +69,7 @@ def read_answer(
     if code != 402 and not is_unsettled:
         return RetryAnswer(RetryVerdict.OTHER, f"status {code}")
     verdict, word = rules.read_402(response, proof)
-    return RetryAnswer(verdict, _plain(word) or "no reason given", after_s)
+    return RetryAnswer(verdict, plain(word) or "no reason given", after_s)
 
 
 def _read_retry_after(response: HttpResponse, now_ms: int) -> int | None:
@@ -91,5 +91,6 @@ def _seconds_to(date: str, now_ms: int) -> int | None:
     return -(-after // timedelta(seconds=1))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Return a merchant's text as printable ASCII of at most 200 characters."""
     return "".join(char if " " <= char <= "~" else "?" for char in text[:_REASON_MAX]).strip()

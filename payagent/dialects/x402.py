@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from payagent.core import strict_json
 from payagent.core.address import parse_address
-from payagent.core.invoice import Invoice, Output, check_outputs
+from payagent.core.invoice import Output, check_outputs
 from payagent.core.money import check_supply, parse_units
 from payagent.core.network import parse_chain
 from payagent.core.origin import MCP, is_called, parse_origin
@@ -33,6 +34,7 @@ from payagent.dialects.http_wire import (
 )
 
 SCHEME = "exact"
+Offer = TypeVar("Offer")
 ACCEPTS_MAX = 64
 ECHO_MAX_BYTES = 8_192
 """The most bytes of the 402 that a proof may repeat. Together with the transaction and in base64, it must fit into
@@ -112,21 +114,20 @@ def encode_transaction(cbor: bytes | None) -> str:
     return base64.b64encode(cbor).decode("ascii")
 
 
-def choose(accepts: object, read: Callable[[Terms], Invoice], reading: Reading) -> tuple[Invoice, ...]:
+def choose(
+    accepts: object, read: Callable[[Terms], Offer], reading: Reading, scheme: str = SCHEME
+) -> tuple[Offer, ...]:
     """Parse the entries of `accepts` that can be paid, in the merchant's order. Others are skipped.
 
     If none can be paid, the refusal is that of the first entry on our network, or else of the first entry.
     """
-    if not isinstance(accepts, list) or not accepts:
-        raise Refused("invoice_invalid/body", f"accepts is {show(accepts, 80)}, not a list of offers")
-    if len(accepts) > ACCEPTS_MAX:
-        raise Refused("invoice_invalid/body", f"accepts has {len(accepts)} entries, the maximum is {ACCEPTS_MAX}")
-    offers: list[Invoice] = []
+    entries = require_accepts(accepts)
+    offers: list[Offer] = []
     own_refusals: list[Refused] = []
     other_refusals: list[Refused] = []
-    for entry in accepts:
+    for entry in entries:
         try:
-            offers.append(read(_require_entry(entry)))
+            offers.append(read(_require_entry(entry, scheme)))
         except Refused as refused:
             (own_refusals if _is_own_network(entry, reading) else other_refusals).append(refused)
     if not offers:
@@ -134,11 +135,20 @@ def choose(accepts: object, read: Callable[[Terms], Invoice], reading: Reading) 
     return tuple(offers)
 
 
-def _require_entry(value: object) -> Terms:
+def require_accepts(accepts: object) -> list[object]:
+    """Return the entries of `accepts`: 1 to 64, of any type. Anything else is refused (`invoice_invalid/body`)."""
+    if not isinstance(accepts, list) or not accepts:
+        raise Refused("invoice_invalid/body", f"accepts is {show(accepts, 80)}, not a list of offers")
+    if len(accepts) > ACCEPTS_MAX:
+        raise Refused("invoice_invalid/body", f"accepts has {len(accepts)} entries, the maximum is {ACCEPTS_MAX}")
+    return accepts
+
+
+def _require_entry(value: object, scheme: str) -> Terms:
     entry = require_object(value, "accepts holds")
-    scheme = require(entry, "scheme")
-    if scheme != SCHEME:
-        raise Refused("invoice_unsupported/scheme", f"the scheme is {show(scheme, 80)}, not {SCHEME}")
+    stated = require(entry, "scheme")
+    if stated != scheme:
+        raise Refused("invoice_unsupported/scheme", f"the scheme is {show(stated, 80)}, not {scheme}")
     return entry
 
 

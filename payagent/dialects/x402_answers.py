@@ -72,13 +72,13 @@ def classify(word: str) -> RetryVerdict:
 
 def _read_402(response: HttpResponse, proof: RetriedProof) -> tuple[RetryVerdict, str]:
     """Classify an answer. "Nonce not on chain" means used up if the proof has already bought a request."""
-    verdict, word = _read_word(response, proof.tx_id)
+    verdict, word = read_word(response, proof.tx_id)
     if proof.has_served and word.strip().lower().partition(":")[0] == _NONCE_GONE:
         verdict = RetryVerdict.USED_UP
     return verdict, word
 
 
-def _read_word(response: HttpResponse, shown_tx: str) -> tuple[RetryVerdict, str]:
+def read_word(response: HttpResponse, shown_tx: str) -> tuple[RetryVerdict, str]:
     """Classify an answer by the settlement's result or, without one, by the 402's `error`."""
     settled = _read_settled(response)
     if settled is not None:
@@ -100,7 +100,7 @@ def _read_settled(response: HttpResponse) -> Terms | None:
     return _decode(response, PAYMENT_RESPONSE) or _decode(response, "x-payment-response")
 
 
-def _is_unsettled(response: HttpResponse) -> bool:
+def is_unsettled(response: HttpResponse) -> bool:
     """Whether a settlement's result states explicitly that it did not succeed (yet)."""
     settled = _read_settled(response) if response.status in _UNSETTLED else None
     return settled is not None and settled.get("success") in (False, "false")
@@ -126,4 +126,4 @@ def _decode(response: HttpResponse, name: str) -> Terms | None:
         return None
 
 
-ANSWERS = AnswerRules(_read_402, is_unclear_refused=False, is_unsettled=_is_unsettled)
+ANSWERS = AnswerRules(_read_402, is_unclear_refused=False, is_unsettled=is_unsettled)

@@ -10,7 +10,6 @@ Never: reads another dialect's fields.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -69,7 +68,7 @@ _NETWORK = re.compile(r"(?:cardano|cip34):.+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class _Required:
+class Required:
     """The parts of a 402 that all its entries share."""
 
     resource: object
@@ -80,6 +79,14 @@ class _Required:
 
 def _read(required: Terms, response: HttpResponse, reading: Reading) -> tuple[Invoice, ...] | None:
     """Parse the offers of a 402. Each kind of refusal has its own code."""
+    shared = read_required(required, response, reading)
+    if shared is None:
+        return None
+    return x402.choose(required.get("accepts"), lambda entry: _read_entry(entry, shared, reading), reading)
+
+
+def read_required(required: Terms, response: HttpResponse, reading: Reading) -> Required | None:
+    """Parse what a 402 states beside its entries. None: it is of another version."""
     is_version_2, is_page = x402.has_version(required, VERSION), isinstance(response.body, str)
     if PAYMENT_REQUIRED not in response.headers and (is_page or not is_version_2):
         return None
@@ -93,8 +100,7 @@ def _read(required: Terms, response: HttpResponse, reading: Reading) -> tuple[In
     url = x402.check_resource(_read_url(resource), reading)
     extensions = required.get("extensions")
     _check_extensions(extensions, reading)
-    shared = _Required(resource, url, *_commit(extensions, reading))
-    return x402.choose(required.get("accepts"), lambda entry: _read_entry(entry, shared, reading), reading)
+    return Required(resource, url, *_commit(extensions, reading))
 
 
 def _read_url(resource: object) -> object:
@@ -137,15 +143,12 @@ def _commit(extensions: object, reading: Reading) -> tuple[str | None, object]:
     return salted.hex(), {**extensions, REQUEST_COMMITMENT: {**declared, "info": salted_info}}
 
 
-def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
-    network = require(entry, "network")
-    if not isinstance(network, str) or not _NETWORK.fullmatch(network):
-        raise Refused("invoice_invalid/chain", f"the network is {show(network, 80)}, not a Cardano network")
-    require_chain(network, reading.network)
+def _read_entry(entry: Terms, shared: Required, reading: Reading) -> Invoice:
+    check_network(entry, reading)
     refuse_unknown_terms(entry, _ENTRY_KEYS, "the entry of accepts")
     x402.check_resource(_read_url(entry.get("resource")), reading)
     submission = _check_extra(entry)
-    asset = _read_asset(require(entry, "asset"))
+    asset = read_asset(require(entry, "asset"))
     outputs = x402.read_output(entry, "amount", asset, reading)
     decimals = reading.check_decimals(asset, fields_of(entry.get("extra")).get("decimals"))
     timeout_s = parse_timeout_s(require(entry, "maxTimeoutSeconds"), "maxTimeoutSeconds")
@@ -159,13 +162,22 @@ def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
         decimals=decimals,
         proof="signed_cbor",
         merchant_submits=submission != "client",
-        echo=_write_echo(entry, shared),
+        echo=write_echo(entry, shared),
         commitment=shared.commitment,
         has_own_id=False,
     )
 
 
-def _read_asset(value: object) -> str:
+def check_network(entry: Terms, reading: Reading) -> None:
+    """Refuse an entry for another network, or in a network's name that this version does not have."""
+    network = require(entry, "network")
+    if not isinstance(network, str) or not _NETWORK.fullmatch(network):
+        raise Refused("invoice_invalid/chain", f"the network is {show(network, 80)}, not a Cardano network")
+    require_chain(network, reading.network)
+
+
+def read_asset(value: object) -> str:
+    """Parse `lovelace` or `policy.name` in lower-case hex, as `parse_asset` does."""
     if not isinstance(value, str) or not _ASSET.fullmatch(value):
         raise Refused("invoice_invalid/asset", f"asset is {show(value, 140)}, not lovelace or policy.name in hex")
     return parse_asset(value)
@@ -186,7 +198,7 @@ def _check_extra(entry: Terms) -> object:
     flow, submission = fields.get("paymentFlow"), fields.get("submissionPolicy")
     if flow not in _FLOWS or submission not in _POLICIES or not _is_plain_fee(fields):
         raise Refused("invoice_invalid/body", f"extra is {show(extra)}, which is not understood")
-    _check_confirmations(fields.get("confirmationPolicy"))
+    read_confirmations(fields.get("confirmationPolicy"))
     return submission
 
 
@@ -201,15 +213,18 @@ def _is_plain_fee(extra: Terms) -> bool:
     return (sponsor is None or is_offered) and extra.get("areFeesSponsored") in (None, False, is_offered)
 
 
-def _check_confirmations(policy: object) -> None:
+def read_confirmations(policy: object) -> int | None:
+    """Return the blocks that a confirmation policy asks for: -1 (in the mempool) to 20. None: no policy."""
     if policy is None:
-        return
+        return None
     depth = policy.get("l1Confirmations") if isinstance(policy, dict) else None
     if not isinstance(policy, dict) or len(policy) != 1 or type(depth) is not int or depth not in _CONFIRMATIONS:
         raise Refused("invoice_invalid/body", f"confirmationPolicy is {show(policy)}, which is not understood")
+    return depth
 
 
-def _write_echo(entry: Terms, shared: _Required) -> str:
+def write_echo(entry: Terms, shared: Required) -> str:
+    """Write what a proof repeats of the 402. More than 8 KiB are refused (`invoice_invalid/too_big`)."""
     echo: dict[str, object] = {"x402Version": VERSION}
     if shared.resource is not None:
         echo["resource"] = shared.resource
@@ -227,19 +242,29 @@ def _write_echo(entry: Terms, shared: _Required) -> str:
 
 def _proof_headers(*, shown: ProofMaterial, echo: str | None, wallet: str, **_: object) -> dict[str, str]:
     """Return PAYMENT-SIGNATURE. The same payment always gives the same bytes."""
-    echoed = strict_json.loads(echo or "")
-    if not isinstance(echoed, dict) or not isinstance(echoed.get("accepted"), dict):
-        raise Refused("bad_request", "the values that the proof must repeat are missing")
-    accepted: Mapping[str, object] = echoed["accepted"]
+    echoed, accepted = read_echo(echo)
     payload: dict[str, object] = {"transaction": x402.encode_transaction(shown.cbor), "nonce": shown.nonce}
     extra = accepted.get("extra")
     if extra is None:
         payload["payer"] = wallet
     elif isinstance(extra, dict) and extra.get("submissionPolicy") == "client":
         payload["submissionMode"] = "client"
+    return write_proof(echoed, payload, shown.intent_id)
+
+
+def read_echo(echo: str | None) -> tuple[Terms, Terms]:
+    """Parse what `write_echo` wrote. Return all of it, and its entry."""
+    echoed = strict_json.loads(echo or "")
+    if not isinstance(echoed, dict) or not isinstance(echoed.get("accepted"), dict):
+        raise Refused("bad_request", "the values that the proof must repeat are missing")
+    return echoed, echoed["accepted"]
+
+
+def write_proof(echoed: Terms, payload: Terms, intent_id: str) -> dict[str, str]:
+    """Write PAYMENT-SIGNATURE: the echo and the payload. The same arguments always give the same bytes."""
     proof: dict[str, object] = {**echoed, "payload": payload}
     if "extensions" in echoed:
-        proof["extensions"] = _fill_extensions(echoed["extensions"], shown.intent_id)
+        proof["extensions"] = _fill_extensions(echoed["extensions"], intent_id)
     return {"PAYMENT-SIGNATURE": x402.encode_header(proof)}
 
 

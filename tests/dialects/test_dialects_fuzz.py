@@ -2,13 +2,16 @@
 
 import base64
 import json
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.dialect_examples import ANNA, BERT, NOW_MS, PAY_TO, PREPROD, reading
 from kit.hostile_402s import TOKEN, bases
-from kit.x402_examples import DOTTED, JSON, entry, knowing, pack, page, required, v1_entry, v1_required
+from kit.x402_channels import DRAFT_OFFER, DRAFT_PAYLOAD, MISMATCH, VOUCHER, channel_entry, channel_state
+from kit.x402_examples import DOTTED, JSON, answer_402, entry, knowing, pack, page, required, v1_entry, v1_required
 
 from payagent.core.invoice import Invoice
 from payagent.core.problems import Refused
@@ -21,6 +24,16 @@ from payagent.dialects import (
     proof_headers,
     read_answer,
     read_offers,
+)
+from payagent.dialects.x402_batch import (
+    ChannelOffer,
+    Voucher,
+    VoucherVerdict,
+    read_channel_offers,
+    read_charge,
+    read_correction,
+    read_voucher_answer,
+    voucher_headers,
 )
 
 BASES = bases(PREPROD, PAY_TO, NOW_MS)
@@ -202,6 +215,118 @@ def test_any_answer_to_a_retry_gets_a_verdict_and_a_printable_reason(
     assert answer.reason.isprintable()
     assert 0 < len(answer.reason) <= 200
     assert (answer.verdict == "served") == (200 <= status < 300 and answer.verdict != "pending")
+
+
+Value = TypeVar("Value")
+HELD = {"signedMaxClaimable": "202000", "signature": "5a" * 64}
+CHANNEL_402S = [
+    required(DRAFT_OFFER, entry(), channel_entry(asset=DOTTED, amount="3"), extensions=IDENTIFIER),
+    required(channel_entry(extra={"channelState": channel_state(), "voucherState": HELD}), error=MISMATCH),
+]
+CHANNEL_KEYS = st.sampled_from((*DRAFT_OFFER, *DRAFT_OFFER["extra"], *channel_state(), *HELD, "paymentFlow"))
+
+
+@given(data=st.data(), terms=st.sampled_from(CHANNEL_402S))
+def test_channel_terms_with_a_changed_field_are_read_or_refused(data: st.DataObject, terms: Any) -> None:
+    terms = json.loads(json.dumps(terms))
+    for _ in range(data.draw(st.integers(0, 3))):
+        _change(data, terms, CHANNEL_KEYS)
+    for response in _carriers(terms):
+        for offer in _value_or_refusal(read_channel_offers, response, knowing()) or ():
+            _is_consistent(offer, json.dumps(terms))
+        _has_a_verdict(response)
+        found = _value_or_refusal(read_correction, response, VOUCHER.channel_id)
+        if found is not None:
+            assert (found.state.channel_id, len(found.signature)) == (VOUCHER.channel_id, 64)
+            assert found.state.count is not None
+            assert all(0 <= units < 2**63 for units in (found.state.count, found.state.claimed, found.signed))
+
+
+def _value_or_refusal(read: Callable[..., Value], *given: object) -> Value | None:
+    """What is read, or None if it is refused with a printable reason."""
+    outcome: Value | Refused
+    try:
+        outcome = read(*given)
+    except Refused as refused:
+        outcome = refused
+    if isinstance(outcome, Refused):
+        assert outcome.detail.isprintable()
+        return None
+    return outcome
+
+
+def _is_consistent(offer: ChannelOffer, text: str) -> None:
+    assert 0 < offer.price < 2**63
+    assert str(offer.price) in text
+    assert offer.pay_to.text in text
+    assert len(offer.script_hash) == len(offer.provider) == 28
+    assert max(900, offer.timeout_s) <= offer.withdraw_delay_s <= 2_592_000
+    assert offer.deposit_min is None or offer.price <= offer.deposit_min < 2**63
+    (header,) = voucher_headers(offer.echo, VOUCHER, SHOWN.intent_id).values()
+    assert len(header) < 16_000
+    made = json.loads(base64.b64decode(header, validate=True))
+    config, extra = made["payload"]["channelConfig"], made["accepted"]["extra"]
+    assert (config["receiver"], config["receiverAuthorizer"]) == (offer.pay_to.text, offer.provider.hex())
+    assert (config["token"].replace(".", ""), config["withdrawDelay"]) == (offer.asset, offer.withdraw_delay_s)
+    assert not extra.keys() & {"channelState", "voucherState"}
+
+
+def _has_a_verdict(response: HttpResponse) -> None:
+    verdict, reason = read_voucher_answer(response)
+    assert verdict in VoucherVerdict
+    assert reason.isascii()
+    assert reason.isprintable()
+    assert 0 < len(reason) <= 200
+
+
+SETTLED: dict[str, Any] = {
+    "success": True,
+    "errorReason": "settlement_pending",
+    "extra": {"chargedAmount": "1000", "commitmentId": "11" * 32 + ":203000", "channelState": channel_state()},
+}
+SETTLED_KEYS = st.sampled_from((*SETTLED, *SETTLED["extra"], *channel_state()))
+
+
+@given(data=st.data(), settled=ANSWERS | st.just(SETTLED), status=st.sampled_from([200, 202, 402, 404, 409, 503]))
+def test_any_answer_to_a_voucher_gets_a_verdict_and_its_charge_is_read_or_refused(
+    data: st.DataObject, settled: object, status: int
+) -> None:
+    settled = json.loads(json.dumps(settled))
+    for _ in range(data.draw(st.integers(0, 2)) if _places(settled) else 0):
+        _change(data, settled, SETTLED_KEYS)
+    response = HttpResponse(status, {"payment-response": pack(settled)}, {})
+    _has_a_verdict(response)
+    charge = _value_or_refusal(read_charge, response, VOUCHER)
+    if charge is not None:
+        assert 0 <= charge.units < 2**63
+        assert charge.state is None or charge.state.channel_id == VOUCHER.channel_id
+
+
+HASHES, KEYS_32 = st.binary(min_size=28, max_size=28), st.binary(min_size=32, max_size=32)
+VOUCHERS = st.builds(
+    Voucher,
+    channel_id=KEYS_32,
+    channel_ref=st.builds(lambda tx, index: f"{tx.hex()}#{index}", KEYS_32, st.integers(0, 65_535)),
+    payer=HASHES,
+    iou_key=KEYS_32,
+    amount=st.integers(0, 2**63 - 1),
+    signature=st.binary(min_size=64, max_size=64),
+)
+
+
+@given(voucher=VOUCHERS)
+def test_every_voucher_has_the_form_that_the_reference_server_accepts(voucher: Voucher) -> None:
+    (offer,) = read_channel_offers(answer_402(required(DRAFT_OFFER)), knowing())
+    (header,) = voucher_headers(offer.echo, voucher, SHOWN.intent_id).values()
+    made = json.loads(base64.b64decode(header, validate=True))["payload"]
+    assert made["type"] == "voucher"
+    assert list(made["channelConfig"]) == list(DRAFT_PAYLOAD["channelConfig"])
+    assert re.fullmatch("[0-9a-f]{56}", made["channelConfig"]["payer"])
+    assert re.fullmatch("[0-9a-f]{64}", made["channelConfig"]["payerAuthorizer"])
+    assert re.fullmatch("[0-9a-f]{64}", made["voucher"]["channelId"])
+    assert re.fullmatch("0|[1-9][0-9]*", made["voucher"]["maxClaimableAmount"])
+    assert re.fullmatch("[0-9a-f]{128}", made["voucher"]["signature"])
+    assert re.fullmatch("[0-9a-f]{64}#(0|[1-9][0-9]*)", made["voucher"]["channelRef"])
 
 
 def _places(value: Any) -> list[Any]:
