@@ -144,7 +144,7 @@ def offered(network: str) -> tuple[str, str]:
 def named_providers(
     texts: Iterable[str], network: str, token_file: Path | None = None
 ) -> tuple[ProviderSettings, ...]:
-    """The providers that kinds or base URLs name. Those that need a token get its file, or the first if none does.
+    """The providers that kinds or base URLs name. Those that need a token get its file, or the only one.
 
     Refused: `config_invalid`.
     """
@@ -152,7 +152,13 @@ def named_providers(
         named = tuple(chosen(text, network) for text in texts)
     except ValueError as error:
         raise Refused("config_invalid", f"--provider: {error}") from None
-    owners = [one for one in named if needs_token(one)] or named[:1]
+    owners = [one for one in named if needs_token(one)] or named
+    if token_file is not None and len(owners) > 1:
+        raise Refused(
+            "config_invalid",
+            "--project-id-file: whose token is it? Leave it out, and write it as token_file into the table of its "
+            "provider",
+        )
     return tuple(one.model_copy(update={"token_file": token_file}) if one in owners else one for one in named)
 
 

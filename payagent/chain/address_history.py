@@ -1,8 +1,8 @@
 """Read the whole history of the wallet's addresses as of one tip: its transactions, their movements and its UTxOs.
 
 A transaction's movement never changes, so it is read once. The list of transactions and the UTxOs can change. They
-are read again until the tip is the same before and after the read. The result is `Unknown` if the tip keeps
-changing or a read fails.
+are read again until the tip is the same before and after the read, and both fit. The result is `Unknown` if they
+keep changing or a read fails.
 Never: returns a part as if it were the whole; calls so fast that other reads get no answer.
 """
 
@@ -83,9 +83,11 @@ async def read_history(provider: ChainReader, addresses: Sequence[str], since_s:
             listed |= newer_here
             utxos += unspent.value
         if await provider.tip() == tip and listed.keys() <= movements.keys():
-            return _as_one(tip.value, listed, movements, utxos)
+            history = _as_one(tip.value, listed, movements, utxos)
+            if _is_of_one_block(history, is_whole=not since_s):
+                return history
         earlier_tip = tip.value
-    return Unknown("the chain kept changing while it was read")
+    return Unknown("the chain kept changing while it was read, or its lists are of different blocks")
 
 
 async def spender_by_history(provider: ChainReader, ref: str, address: str) -> Read[TxSeen]:
@@ -122,6 +124,14 @@ def _as_one(
         moved[tx_id] = Movement({**before.spent, **here.spent}, {**before.made, **here.made})
     transactions = {tx_id: tx for (tx_id, _), tx in in_order}
     return History(tip, tuple(transactions.values()), moved, tuple(utxos))
+
+
+def _is_of_one_block(history: History, *, is_whole: bool) -> bool:
+    """Whether the listed transactions leave the outputs that are listed: each list may come from another machine."""
+    made = {ref for movement in history.movements.values() for ref in movement.made}
+    spent = {ref for movement in history.movements.values() for ref in movement.spent}
+    unspent = {f"{utxo.tx_id}#{utxo.index}" for utxo in history.utxos}
+    return made - spent == unspent & made and not unspent & spent and not (is_whole and unspent - made)
 
 
 async def _read_movements(

@@ -46,9 +46,10 @@ def kind_of(name: str, settings: ProviderSettings) -> ProviderKind:
 
 def chosen(text: str, network: str) -> ProviderSettings:
     """Return the provider that a kind or a base URL names on a network. Raises ValueError, with what to write."""
-    if text in KINDS:
-        kind = KINDS[text]
-        return ProviderSettings(kind=text, base_url=kind.urls[network], index_url=kind.index_urls.get(network))
+    for name, kind in KINDS.items():
+        url = kind.urls[network]
+        if text == name or text.rstrip("/") == url:
+            return ProviderSettings(kind=name, base_url=url, index_url=kind.index_urls.get(network))
     if "://" not in text:
         raise ValueError(f"write one of {', '.join(KINDS)}, or a base URL")
     return ProviderSettings(kind=NAMED_BY_URL, base_url=KINDS[NAMED_BY_URL].parse_url(text))

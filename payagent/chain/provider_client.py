@@ -1,6 +1,6 @@
 """HTTP calls and WebSocket conversations with a provider, each with a deadline for the whole.
 
-Never: raises because of something a server did, follows a redirect, retries, reads the environment.
+Never: raises because of something a server did, goes to another host, retries, reads the environment.
 """
 
 import asyncio
@@ -63,33 +63,48 @@ class ProviderClient:
     async def converse(self, url: str, messages: Sequence[bytes], deadline_s: float, max_bytes: int) -> RawAnswer:
         """Send messages over a WebSocket at an http(s) URL, each after the answer to the one before.
 
-        Returns the last answer. At most `max_bytes` of each are read.
+        Returns the last answer. At most `max_bytes` of each are read. A redirect on its own host is followed.
         """
-        from websockets.asyncio.client import connect  # takes 70 ms, and most providers need none
+        from websockets.asyncio.client import ClientConnection, connect  # 70 ms, and most providers need none
         from websockets.exceptions import WebSocketException
+
+        class Bounded(ClientConnection):
+            """Ends the connection when a server sends more than it was asked for, such as pings without end."""
+
+            left_bytes = max_bytes * len(messages)
+
+            def data_received(self, data: bytes) -> None:
+                self.left_bytes -= len(data)
+                super().data_received(data)
+                if self.left_bytes < 0:
+                    self.transport.abort()
 
         deadline = asyncio.timeout(deadline_s)
         self._deadlines.add(deadline)
-        connection = connect(
-            f"ws{url.removeprefix('http')}",
-            host=urlsplit(url).hostname,  # one that is given is not left by a redirect
-            ssl=trusted() if url.startswith("https") else None,
-            proxy=None,
-            compression=None,
-            user_agent_header=USER_AGENT,
-            open_timeout=None,
-            ping_interval=None,
-            max_size=max_bytes,
-        )
         try:
-            async with deadline, self._turns, connection as socket:
-                for message in messages:
-                    await socket.send(message, text=True)
-                    answer = await socket.recv(decode=False)
+            async with deadline, self._turns:
+                socket = await connect(
+                    f"ws{url.removeprefix('http')}",
+                    host=urlsplit(url).hostname,  # one that is given is not left by a redirect
+                    ssl=trusted() if url.startswith("https") else None,
+                    proxy=None,
+                    compression=None,
+                    user_agent_header=USER_AGENT,
+                    open_timeout=None,
+                    ping_interval=None,
+                    max_size=max_bytes,
+                    create_connection=Bounded,
+                )
+                try:
+                    for message in messages:
+                        await socket.send(message, text=True)
+                        answer = await socket.recv(decode=False)
+                finally:
+                    socket.transport.abort()  # to close it in order may take for ever
                 return RawAnswer(200, answer)
         except TimeoutError:
             return RawAnswer(error=TransportError.TIMEOUT)
-        except (OSError, ValueError, WebSocketException):
+        except (OSError, LookupError, ValueError, WebSocketException):
             return RawAnswer(error=TransportError.RESET)
         finally:
             self._deadlines.discard(deadline)
@@ -142,7 +157,7 @@ def _date_s(headers: httpx.Headers) -> int | None:
     """The server's clock. A cache adds Age to the answers that it kept, whose date is old."""
     try:
         return None if "Age" in headers else timegm(parsedate_to_datetime(headers["Date"]).utctimetuple())
-    except (LookupError, ValueError):
+    except (LookupError, ValueError, OverflowError):
         return None
 
 

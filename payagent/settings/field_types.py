@@ -70,10 +70,14 @@ def _absolute(value: object) -> Path:
 
 
 def _url(value: str) -> str:
-    if not value.isascii() or " " in value:
+    if not re.fullmatch("[!-~]*", value):
         raise ValueError("write a URL in ASCII without spaces")
     parts = urlsplit(value)
-    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+    try:
+        is_port = parts.port != 0
+    except ValueError:
+        is_port = False
+    if not value.startswith(("http://", "https://")) or not parts.hostname or not is_port:
         raise ValueError("write a complete URL that starts with http:// or https://")
     if "@" in parts.netloc or "?" in value or "#" in value:
         raise ValueError("remove the user, query or fragment. A secret belongs in a file that another key names")

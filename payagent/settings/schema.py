@@ -139,6 +139,12 @@ class ChainSettings(SettingsTable):
         require(bool, "the list is empty. Write at least one table, such as [[chain.providers]]"),
     ]
 
+    @model_validator(mode="after")
+    def _each_server_once(self) -> Self:
+        servers = [provider.base_url for provider in self.providers]
+        _require_distinct(servers, "providers has the same server twice, which is no second opinion. Keep one")
+        return self
+
     @property
     def named(self) -> dict[str, ProviderSettings]:
         """Providers by the names used in logs, alerts and metrics."""

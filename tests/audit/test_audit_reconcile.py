@@ -357,7 +357,7 @@ async def test_a_transaction_the_provider_does_not_list_makes_reconcile_incomple
             await run.pay_in_block("hidden")
             answer = await reconciled(run)
             assert (answer["clean"], answer["complete"]) == (False, False)
-            assert "does not list it" in answer["could_not_tell"][0]
+            assert "its lists are of different blocks" in answer["could_not_tell"][0]
 
 
 async def test_the_history_is_read_again_while_new_blocks_arrive_but_not_forever(world: World) -> None:

@@ -23,6 +23,9 @@ class Provider:
     async def tip(self) -> Read[BlockSeen]:
         return Found(TIP)
 
+    async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
+        return Found(TIP)
+
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         return Found(tuple(AddressTx(f"{number:064x}", 1, 1) for number in range(self.count)))
 
@@ -30,10 +33,11 @@ class Provider:
         if not self.answers:
             return Unknown("left alone for a while")
         self.answers -= 1
-        return Found(Movement({f"spent at {address}": {"lovelace": 1}}, {f"made at {address}": {"lovelace": 1}}))
+        return Found(Movement({f"spent at {address}": {"lovelace": 1}}, {f"{address}{tx_id}#0": {"lovelace": 1}}))
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
-        return Found(())
+        made = [f"{address}{number:064x}" for number in range(self.count)]
+        return Found(tuple(ChainUtxo(tx_id, 0, address, 1, {}, None, False, False) for tx_id in made))
 
 
 @pytest.mark.parametrize(("answers", "is_whole"), [(0, False), (10, False), (1000, True)])
@@ -58,4 +62,18 @@ async def test_a_transaction_between_two_addresses_of_the_wallet_is_one_with_wha
     assert isinstance(read, History)
     (tx,) = read.transactions
     moved = read.movements[tx.tx_id]
-    assert (set(moved.spent), set(moved.made)) == ({"spent at a", "spent at b"}, {"made at a", "made at b"})
+    assert (set(moved.spent), set(moved.made)) == ({"spent at a", "spent at b"}, {f"a{tx.tx_id}#0", f"b{tx.tx_id}#0"})
+
+
+@pytest.mark.parametrize("listed", ["utxos", "transactions"])
+async def test_lists_of_machines_of_unlike_height_are_never_taken_for_one_history(
+    monkeypatch: pytest.MonkeyPatch, listed: str
+) -> None:
+    """Koios' machines answer the two lists. One of the two lacks what the newest block brought."""
+    provider, behind = Provider(3, 10**6, 0), Provider(2, 10**6, 0)
+    monkeypatch.setattr(provider, listed, getattr(behind, listed))
+    read = await read_history(provider, ["a"], 0)  # type: ignore[arg-type]
+    assert isinstance(read, Unknown)
+    assert "different blocks" in read.reason
+    monkeypatch.undo()
+    assert isinstance(await read_history(provider, ["a"], 0), History)  # type: ignore[arg-type]

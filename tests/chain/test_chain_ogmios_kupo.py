@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from faulty_provider import FaultyProvider, Reply, Seen
 from kit.devnet import POLICY, TOKEN, Purse, ada, payer, signed
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.utils import accept_key
 
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.ogmios_kupo import KIND, OgmiosKupo
@@ -624,6 +626,48 @@ async def test_a_conversation_is_bounded_and_never_raises() -> None:
     client = ProviderClient(5)
     assert (await client.converse(url, [b"one"], 60, 1000)).error is TransportError.RESET
     await client.aclose()
+
+
+class Flood:
+    """A WebSocket server that sends pings without end and reads nothing, or answers no handshake as it should."""
+
+    def __init__(self, handshake: str) -> None:
+        self.handshake = handshake
+        self.is_gone = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        (key,) = re.findall(rb"Sec-WebSocket-Key: (\S+)", head, re.IGNORECASE)
+        writer.write(self.handshake.format(accept_key(key.decode())).encode())
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        try:
+            while "101" in self.handshake:
+                writer.write(b"\x89\x7d" + b"p" * 125)
+                await writer.drain()
+        except OSError:
+            self.is_gone.set()
+        writer.close()
+
+
+async def test_a_server_that_only_sends_pings_is_left() -> None:
+    flood = Flood(
+        "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n"
+    )
+    client = ProviderClient(5)
+    async with await asyncio.start_server(flood, "127.0.0.1", 0) as running:
+        url = f"http://127.0.0.1:{running.sockets[0].getsockname()[1]}/"
+        assert (await client.converse(url, [b"one"], 600, 100_000)).error is TransportError.RESET
+        await flood.is_gone.wait()
+        await client.aclose()
+
+
+async def test_a_handshake_with_two_locations_is_an_answer_like_any_broken_one() -> None:
+    flood = Flood("HTTP/1.1 302 Found\r\nLocation: /a\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n")
+    client = ProviderClient(5)
+    async with await asyncio.start_server(flood, "127.0.0.1", 0) as running:
+        url = f"http://127.0.0.1:{running.sockets[0].getsockname()[1]}/"
+        assert (await client.converse(url, [b"one"], 600, 1000)).error is TransportError.RESET
+        await client.aclose()
 
 
 async def test_a_redirect_to_another_server_is_not_followed(scripted: FaultyProvider) -> None:

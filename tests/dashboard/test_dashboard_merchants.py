@@ -115,7 +115,7 @@ def test_an_address_is_pinned_by_the_terminal_and_unpinned_at_once(shop: Shop, b
         pinned = shop.payagent("merchants", "show", "t").json["addresses"]
         assert {one["address"] for one in pinned} == {first, second}
         at.page.goto(f"{origin}/ui/merchants/t")
-        at.page.get_by_role("row").filter(has=at.page.locator(f'code[title="{second}"]')).get_by_role(
+        at.page.get_by_role("listitem").filter(has=at.page.locator(f'code[title="{second}"]')).get_by_role(
             "button", name="Unpin"
         ).click()
         expect(at.page.locator("#notice")).to_contain_text("The address is removed")

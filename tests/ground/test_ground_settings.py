@@ -517,6 +517,9 @@ BAD_URLS = (
     "https://user:pw@a.example/",
     "https://a.example/?key=1",
     "http://",
+    "http://127.0.0.1:99999",
+    "http://127.0.0.1:3000/\\n",
+    "HTTP://127.0.0.1:3000",
 )
 
 
