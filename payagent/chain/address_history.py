@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from payagent.chain.provider import (
     AddressTx,
@@ -21,11 +20,10 @@ from payagent.chain.provider import (
     Movement,
     NotFound,
     Read,
+    T,
     Unknown,
 )
 from payagent.core.aggregate import TxSeen
-
-T = TypeVar("T")
 
 _Touched = tuple[str, str]
 """A transaction, and one of its addresses."""

@@ -12,10 +12,21 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-from payagent.chain.adapter import CONNECT_S, Unanswered, bounded, has_asked, parsed, require_form
+from payagent.chain.adapter import (
+    Adapter,
+    Timeouts,
+    Unanswered,
+    bounded,
+    has_asked,
+    parsed,
+    require_form,
+    server_ms,
+    value_of,
+    whole,
+)
 from payagent.chain.address_history import spender_by_history
 from payagent.chain.json_answers import HASH
 from payagent.chain.koios_parse import (
@@ -47,21 +58,16 @@ from payagent.chain.provider import (
     Read,
     SubmitAnswer,
     SubmitKind,
-    Turn,
+    T,
     Unknown,
     Why,
-    at_once,
 )
-from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import ANSWER_MAX_BYTES, SHORT_MAX_BYTES, RawAnswer, classify_submit
 from payagent.core.aggregate import TxSeen
-from payagent.core.money import MAX_LOVELACE
 from payagent.core.problems import Refused
 from payagent.core.token_bucket import Rate
 from payagent.settings.field_types import parse_base_url
 from payagent.settings.schema import ProviderSettings
-
-T = TypeVar("T")
 
 RATE = Rate(5, 50)
 
@@ -119,11 +125,8 @@ _TRANSACTIONS = _Listing(
 )
 
 
-class Koios:
-    """A `ChainProvider` for a server that speaks Koios's API. `base_url` is complete; `token` may be None.
-
-    The provider belongs to the event loop that first uses it, and must be closed.
-    """
+class Koios(Adapter):
+    """A `ChainProvider` for a server that speaks Koios's API. `base_url` is complete; `token` may be None."""
 
     def __init__(
         self,
@@ -131,21 +134,14 @@ class Koios:
         base_url: str,
         token: str | None,
         rate: Rate | None = None,
-        call_s: float = 15.0,
-        submit_s: float = 30.0,
+        timeouts: Timeouts | None = None,
     ) -> None:
         if token is not None and not _TOKEN.fullmatch(token):
             raise Refused("config_invalid", f"provider {name}: the token is not visible ASCII")
-        self.name, self.rate = name, rate
+        super().__init__(name, rate, timeouts)
         self._url, self._secret = base_url, token
-        self._call_s, self._submit_s = call_s, submit_s
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._http = ProviderClient(CONNECT_S)
-        self._turn: Turn = at_once
         self._witness: _Witness | None = None
-
-    def __repr__(self) -> str:
-        return f"Koios({self.name!r})"
 
     @bounded
     async def tip(self) -> Read[BlockSeen]:
@@ -158,12 +154,8 @@ class Koios:
                 )
         return _NOT_YET
 
-    async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
-        asked_ms = now_ms()
-        answer = await self._call("/tip", None)
-        if answer.date_s is None:
-            return Unknown("/tip: no answer with a date")
-        return Found(((asked_ms + now_ms()) // 2 - answer.date_s * 1000) // 1000)
+    async def _server_ms(self) -> int:
+        return server_ms(await self._call("/tip", None), "/tip")
 
     @bounded
     async def genesis(self) -> Read[Genesis]:
@@ -227,9 +219,7 @@ class Koios:
             UTXO_ROWS,
         )
         rows = await self._list(listing, {"_addresses": [address], "_extended": True}, select=_UTXO_COLUMNS)
-        if sum(row.lovelace for row in rows) > MAX_LOVELACE:
-            return Unknown("/address_utxos: more lovelace than exists")
-        return Found(rows)
+        return whole(rows, listing.path)
 
     @bounded
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
@@ -266,7 +256,7 @@ class Koios:
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         require_form(HASH, tx_id)
-        answer = await self._post(raw, self._submit_s)
+        answer = await self._post(raw, self._timeouts.submit_s)
         classified = classify_submit(answer, tx_id, self._secret)
         if answer.status == 413:
             return replace(classified, detail="http 413: too long for Koios without a token, or for this token")
@@ -276,15 +266,8 @@ class Koios:
 
     async def findings(self, address: str) -> tuple[str, ...]:
         """Submit one byte, no transaction. Submissions go to another program than reads."""
-        answer = await self._post(b"\xff", self._call_s)
+        answer = await self._post(b"\xff", self._timeouts.call_s)
         return ("it has no /submittx: it takes no transactions",) if answer.status in (404, 405) else ()
-
-    async def aclose(self) -> None:
-        """Abort the calls in progress, which return Unknown, and free the connections."""
-        await self._http.aclose()
-
-    def pace(self, turn: Turn) -> None:
-        self._turn = turn
 
     # --- how far a machine has come ---
 
@@ -396,11 +379,10 @@ class Koios:
         has_asked.set(True)
         answer = await self._call(path, body, max_bytes, **query)
         read = await parsed(answer, parse)
-        if isinstance(read, Found):
-            return read.value
-        unknown = read if isinstance(read, Unknown) else Unknown("not found")
-        pause_s = RATE_PAUSE_S if unknown.why is Why.RATE else None
-        raise Unanswered(Unknown(f"{path}: {unknown.reason}", unknown.why, unknown.retry_after_s or pause_s))
+        if isinstance(read, Unknown):
+            pause_s = RATE_PAUSE_S if read.why is Why.RATE else None
+            read = Unknown(f"{path}: {read.reason}", read.why, read.retry_after_s or pause_s)
+        return value_of(read)
 
     async def _call(
         self,
@@ -411,10 +393,10 @@ class Koios:
     ) -> RawAnswer:
         url = self._url + path
         if body is None:
-            return await self._http.get(url, self._headers, query, self._call_s, max_bytes)
+            return await self._http.get(url, self._headers, query, self._timeouts.call_s, max_bytes)
         raw = json.dumps(body, separators=(",", ":")).encode()
         headers = {**self._headers, "Content-Type": "application/json"}
-        return await self._http.post(f"{url}?{urlencode(query)}", headers, raw, self._call_s, max_bytes)
+        return await self._http.post(f"{url}?{urlencode(query)}", headers, raw, self._timeouts.call_s, max_bytes)
 
     async def _post(self, raw: bytes, deadline_s: float) -> RawAnswer:
         headers = {**self._headers, "Content-Type": "application/cbor"}

@@ -41,7 +41,8 @@ from kit.effort import pick
 from kit.http import compressed
 
 from payagent.agent.chain_sync.follow_up import SENT_AT_ONCE_MAX
-from payagent.chain.blockfrost import Blockfrost, Timeouts
+from payagent.chain.adapter import Timeouts
+from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,

@@ -11,6 +11,7 @@ from faulty_provider import FaultyProvider, Reply, Seen
 from kit.devnet import POLICY, TOKEN, Purse, ada, payer, signed
 from websockets.asyncio.server import ServerConnection, serve
 
+from payagent.chain.adapter import Timeouts
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.ogmios_kupo import KIND, OgmiosKupo
 from payagent.chain.ogmios_kupo_parse import classify, height_below, parse_genesis, parse_matches
@@ -68,7 +69,7 @@ def scripted() -> Iterator[FaultyProvider]:
 
 @pytest.fixture
 async def scripted_provider(scripted: FaultyProvider) -> AsyncIterator[OgmiosKupo]:
-    adapter = OgmiosKupo("own", scripted.base_url, scripted.base_url, "preprod", call_s=5, submit_s=0.5)
+    adapter = OgmiosKupo("own", scripted.base_url, scripted.base_url, "preprod", Timeouts(call_s=5, submit_s=0.5))
     yield adapter
     await adapter.aclose()
 
