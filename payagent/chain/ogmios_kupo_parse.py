@@ -209,9 +209,6 @@ def _quantity(value: Any, unit: str) -> int:
 
 def _parse_spend(spent: Any) -> IndexedSpend:
     """Parse what spends an output. A database of Kupo before 2.10 did not keep which transaction does."""
-    spender = spent.get("transaction_id")
-    expect(
-        spender is not None,
-        "spent by a transaction that it does not name: its database was made before Kupo 2.10",
-    )
-    return IndexedSpend(text_hash(spender), parse_checkpoint(spent))
+    named = "transaction_id" in spent and spent["transaction_id"] is not None
+    expect(named, "spent by a transaction that it does not name: its database was made before Kupo 2.10")
+    return IndexedSpend(text_hash(spent["transaction_id"]), parse_checkpoint(spent))
