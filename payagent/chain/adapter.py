@@ -10,7 +10,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 from payagent.chain.json_answers import expect, understood
 from payagent.chain.provider import ChainUtxo, Found, NotFound, Read, T, Turn, Unknown, Why, at_once
@@ -18,6 +19,7 @@ from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import RawAnswer
 from payagent.core.money import MAX_LOVELACE
 from payagent.core.token_bucket import Rate
+from payagent.settings.field_types import parse_base_url
 
 A = TypeVar("A", bound="Adapter")
 P = ParamSpec("P")
@@ -131,6 +133,30 @@ def whole(rows: tuple[ChainUtxo, ...], what: str) -> Read[tuple[ChainUtxo, ...]]
     if sum(row.lovelace for row in rows) > MAX_LOVELACE:
         return Unknown(f"{what}: more lovelace than exists")
     return Found(rows)
+
+
+def limit_of(network: str, rate: Rate) -> Rate | None:
+    """The limit of a kind's own servers. A devnet has none."""
+    return None if network == "devnet" else rate
+
+
+class OwnServers(NamedTuple):
+    """The servers of the company or community behind a kind: their domain, the path of the API, a base URL."""
+
+    domain: str
+    path: str
+    example: str
+
+    def have(self, url: str) -> bool:
+        """Whether a URL is at one of them."""
+        return (urlsplit(url).hostname or "").endswith(self.domain)
+
+    def parse_url(self, text: str) -> str:
+        """Return a base URL as it is used. Raises ValueError, with what to write."""
+        url = parse_base_url(text)
+        if self.have(url) and urlsplit(url).path != self.path:
+            raise ValueError(f"write {self.example}")
+        return url
 
 
 def require_form(pattern: re.Pattern[str], text: str) -> None:

@@ -16,9 +16,11 @@ from blockfrost import BlockFrostApi
 
 from payagent.chain.adapter import (
     Adapter,
+    OwnServers,
     Timeouts,
     Unanswered,
     bounded,
+    limit_of,
     parsed,
     require_form,
     value_of,
@@ -62,8 +64,6 @@ from payagent.core.aggregate import TxSeen
 from payagent.core.money import parse_count
 from payagent.core.problems import Refused
 from payagent.core.token_bucket import Rate
-from payagent.settings.field_types import parse_base_url
-from payagent.settings.schema import ProviderSettings
 
 RATE = Rate(10, 500)
 
@@ -312,33 +312,21 @@ class Blockfrost(Adapter):
         return text.replace(self._secret, "[project id]") if self._secret else text
 
 
-def _make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> Blockfrost:
-    """A devnet has no rate limit."""
-    return Blockfrost(name, settings.base_url, secret, rate=None if network == "devnet" else RATE)
-
-
-def _is_own_service(url: str) -> bool:
-    """Whether a URL is Blockfrost's own service, which answers only with a project id."""
-    return (urlsplit(url).hostname or "").endswith(".blockfrost.io")
-
-
-def _parse_url(text: str) -> str:
-    url = parse_base_url(text)
-    if _is_own_service(url) and urlsplit(url).path != "/api/v0":
-        raise ValueError("write https://cardano-NETWORK.blockfrost.io/api/v0, the base URL of Blockfrost's API")
-    return url
-
-
+_OWN_SERVERS = OwnServers(
+    ".blockfrost.io", "/api/v0", "https://cardano-NETWORK.blockfrost.io/api/v0, the base URL of Blockfrost's API"
+)
 KIND = ProviderKind(
-    _make,
+    lambda name, settings, network, secret: Blockfrost(
+        name, settings.base_url, secret, rate=limit_of(network, RATE)
+    ),
     {
         "mainnet": "https://cardano-mainnet.blockfrost.io/api/v0",
         "preprod": "https://cardano-preprod.blockfrost.io/api/v0",
         "preview": "https://cardano-preview.blockfrost.io/api/v0",
         "devnet": "http://127.0.0.1:8490/api/v0",
     },
-    _parse_url,
-    _is_own_service,
+    _OWN_SERVERS.parse_url,
+    _OWN_SERVERS.have,
 )
 
 

@@ -13,14 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from payagent.chain.adapter import (
     Adapter,
+    OwnServers,
     Timeouts,
     Unanswered,
     bounded,
     has_asked,
+    limit_of,
     parsed,
     require_form,
     server_ms,
@@ -31,7 +33,6 @@ from payagent.chain.address_history import spender_by_history
 from payagent.chain.json_answers import HASH
 from payagent.chain.koios_parse import (
     KoiosBlock,
-    Tip,
     parse_address_txs,
     parse_blocks,
     parse_confirmations,
@@ -66,8 +67,6 @@ from payagent.chain.submit_answers import ANSWER_MAX_BYTES, SHORT_MAX_BYTES, Raw
 from payagent.core.aggregate import TxSeen
 from payagent.core.problems import Refused
 from payagent.core.token_bucket import Rate
-from payagent.settings.field_types import parse_base_url
-from payagent.settings.schema import ProviderSettings
 
 RATE = Rate(5, 50)
 
@@ -147,7 +146,7 @@ class Koios(Adapter):
     async def tip(self) -> Read[BlockSeen]:
         """Return the newest block that two answers show: the second may be another machine's."""
         for _ in range(_MAX_TRIES):
-            newest = (await self._tip()).block
+            newest, _ = await self._tip()
             if (shown := (await self._blocks(newest.hash)).get(newest.hash)) is not None:
                 return (
                     Found(newest) if shown.seen == newest else Unknown("it shows two places for its newest block")
@@ -163,7 +162,7 @@ class Koios(Adapter):
 
     @bounded
     async def parameters(self) -> Read[ProtocolParameters]:
-        epoch = (await self._tip()).epoch
+        _, epoch = await self._tip()
         return Found(await self._ask("/epoch_params", partial(parse_parameters, epoch=epoch), _epoch_no=epoch))
 
     @bounded
@@ -196,15 +195,15 @@ class Koios(Adapter):
         """
         tx_id, _, index = ref.partition("#")
         require_form(HASH, tx_id)
-        output = await self._ask(
+        address, height, is_spent = await self._ask(
             "/utxo_info",
             partial(parse_output, tx_id=tx_id, index=int(index)),
             {"_utxo_refs": [ref]},
             select="tx_hash,tx_index,address,block_height,is_spent",
         )
-        if not output.is_spent:
-            return NotFound(output.block_height)
-        read = await spender_by_history(self, ref, output.address)
+        if not is_spent:
+            return NotFound(height)
+        read = await spender_by_history(self, ref, address)
         return _NOT_YET if isinstance(read, NotFound) else read
 
     @bounded
@@ -229,7 +228,7 @@ class Koios(Adapter):
         height only saves the server work.
         """
         require_form(_ADDRESS, address)
-        newest = (await self._tip()).block
+        newest, _ = await self._tip()
         passed = max(newest.time_s - since_s, 0) + _SPARE_BLOCKS
         body = {"_addresses": [address], "_after_block_height": max(newest.height - passed, 0)}
         rows = await self._list(
@@ -294,7 +293,7 @@ class Koios(Adapter):
     async def _deep_witness(self) -> _Witness:
         """Find a witness, and keep it. A chain that has none so deep gives one of its newest block."""
         if self._witness is None:
-            newest = (await self._tip()).block
+            newest, _ = await self._tip()
             for height in (newest.height - WITNESS_DEPTH, newest.height):
                 block = await self._ask(  # the newest block comes first; an order would make the server sort all
                     "/blocks",
@@ -320,7 +319,7 @@ class Koios(Adapter):
 
     # --- calls ---
 
-    async def _tip(self) -> Tip:
+    async def _tip(self) -> tuple[BlockSeen, int]:
         return await self._ask("/tip", parse_tip)
 
     async def _blocks(self, *hashes: str) -> Mapping[str, KoiosBlock]:
@@ -409,27 +408,15 @@ def _after(columns: tuple[str, str], key: tuple[object, object]) -> str:
     return f"({major}.gt.{high},and({major}.eq.{high},{minor}.gt.{low}))"
 
 
-def _make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> Koios:
-    """A devnet has no rate limit."""
-    return Koios(name, settings.base_url, secret, None if network == "devnet" else RATE)
-
-
-def _parse_url(text: str) -> str:
-    url = parse_base_url(text)
-    parts = urlsplit(url)
-    if (parts.hostname or "").endswith(".koios.rest") and parts.path != "/api/v1":
-        raise ValueError("write https://HOST.koios.rest/api/v1, the base URL of Koios's API")
-    return url
-
-
+_OWN_SERVERS = OwnServers(".koios.rest", "/api/v1", "https://HOST.koios.rest/api/v1, the base URL of Koios's API")
 KIND = ProviderKind(
-    _make,
+    lambda name, settings, network, secret: Koios(name, settings.base_url, secret, limit_of(network, RATE)),
     {
         "mainnet": "https://api.koios.rest/api/v1",
         "preprod": "https://preprod.koios.rest/api/v1",
         "preview": "https://preview.koios.rest/api/v1",
         "devnet": "http://127.0.0.1:8490/koios/api/v1",
     },
-    _parse_url,
+    _OWN_SERVERS.parse_url,
     needs_secret=lambda _url: False,
 )

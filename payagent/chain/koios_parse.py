@@ -12,13 +12,6 @@ from payagent.core.aggregate import TxSeen
 from payagent.core.money import LOVELACE, MAX_UNITS, parse_count, parse_units
 
 
-class Tip(NamedTuple):
-    """The newest block, and its epoch."""
-
-    block: BlockSeen
-    epoch: int
-
-
 class KoiosBlock(NamedTuple):
     """A block, and the number of blocks after it."""
 
@@ -26,17 +19,10 @@ class KoiosBlock(NamedTuple):
     confirmations: int
 
 
-class KoiosOutput(NamedTuple):
-    """Where an output is, the height of the block that made it, and whether it is spent."""
-
-    address: str
-    block_height: int
-    is_spent: bool
-
-
-def parse_tip(body: Any) -> Tip:
+def parse_tip(body: Any) -> tuple[BlockSeen, int]:
+    """Return the newest block, and its epoch."""
     (row,) = list_of(body)
-    return Tip(_block(row, row["block_no"]), parse_count(row["epoch_no"], "epoch_no"))
+    return (_block(row, row["block_no"]), parse_count(row["epoch_no"], "epoch_no"))
 
 
 def parse_blocks(body: Any) -> Mapping[str, KoiosBlock]:
@@ -133,11 +119,12 @@ def _values(rows: Iterable[Any], address: str) -> dict[str, Mapping[str, int]]:
     return found
 
 
-def parse_output(body: Any, tx_id: str, index: int) -> KoiosOutput:
+def parse_output(body: Any, tx_id: str, index: int) -> tuple[str, int, bool]:
+    """Return where an output is, the height of the block that made it, and whether it is spent."""
     (row,) = list_of(body)
     expect((row["tx_hash"], parse_count(row["tx_index"], "tx_index")) == (tx_id, index), "another output")
     address = text_of(row["address"], "not an address")
-    return KoiosOutput(address, parse_count(row["block_height"], "block_height"), flag(row, "is_spent"))
+    return (address, parse_count(row["block_height"], "block_height"), flag(row, "is_spent"))
 
 
 def parse_utxos(body: Any, address: str) -> tuple[ChainUtxo, ...]:

@@ -63,7 +63,6 @@ from payagent.chain.submit_answers import ANSWER_MAX_BYTES, SHORT_MAX_BYTES, Raw
 from payagent.core.aggregate import TxSeen
 from payagent.core.network import SLOT_CLOCKS, SlotClock
 from payagent.settings.field_types import parse_base_url
-from payagent.settings.schema import ProviderSettings
 
 _SOCKET_S = 10.0
 _SOCKET_MAX_BYTES = 4 * 1024 * 1024
@@ -196,10 +195,10 @@ class OgmiosKupo(Adapter):
         require_form(HASH, block_hash)
         slots, point = await self._slot_clock(), Point(slot, block_hash)
         parse = partial(parse_intersection, point=point)
-        located = await self._ask("findIntersection", parse, points=[_as_ogmios(point)])
-        if not located.is_on_chain:
-            return NotFound(located.tip_height)
-        height = located.tip_height if located.tip == point else self._heights.get(block_hash)
+        is_on_chain, tip, tip_height = await self._ask("findIntersection", parse, points=[_as_ogmios(point)])
+        if not is_on_chain:
+            return NotFound(tip_height)
+        height = tip_height if tip == point else self._heights.get(block_hash)
         if height is None:
             height = await self._height_by_next(point)
         if len(self._heights) >= _MAX_HEIGHTS:
@@ -343,14 +342,11 @@ def _found(server: str, read: Read[T]) -> T:
     return value_of(replace(read, reason=f"{server}: {read.reason}") if isinstance(read, Unknown) else read)
 
 
-def _make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> OgmiosKupo:
-    """Both servers are the operator's own, so there is no rate limit and no secret."""
-    return OgmiosKupo(name, settings.base_url, settings.index_url or "", network)
-
-
 _NETWORKS = ("mainnet", "preprod", "preview")
 KIND = ProviderKind(
-    _make,
+    lambda name, settings, network, _secret: OgmiosKupo(
+        name, settings.base_url, settings.index_url or "", network
+    ),
     {**dict.fromkeys(_NETWORKS, "http://127.0.0.1:1337"), "devnet": "http://127.0.0.1:8490/ogmios"},
     parse_base_url,
     needs_secret=lambda _url: False,

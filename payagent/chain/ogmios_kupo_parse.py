@@ -37,14 +37,6 @@ class Point(NamedTuple):
     hash: str
 
 
-class Located(NamedTuple):
-    """Whether a block is on the node's chain, and the node's newest block."""
-
-    is_on_chain: bool
-    tip: Point
-    tip_height: int
-
-
 class IndexedSpend(NamedTuple):
     """The transaction that spends an output, and its block."""
 
@@ -68,12 +60,13 @@ class Match(NamedTuple):
 # --- Ogmios ---
 
 
-def parse_intersection(body: Any, point: Point) -> Located:
+def parse_intersection(body: Any, point: Point) -> tuple[bool, Point, int]:
+    """Return whether a block is on the node's chain, the node's newest block, and its height."""
     if "error" in body:
         expect(body["error"]["code"] == NO_INTERSECTION, "another error")
-        return Located(False, *_tip(body["error"]["data"]["tip"]))
+        return (False, *_tip(body["error"]["data"]["tip"]))
     expect(_point(body["result"]["intersection"]) == point, "another block")
-    return Located(True, *_tip(body["result"]["tip"]))
+    return (True, *_tip(body["result"]["tip"]))
 
 
 def _point(value: Any) -> Point:

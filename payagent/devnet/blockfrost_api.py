@@ -22,7 +22,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
 from payagent.devnet.catalogue import json_object, read_body
-from payagent.devnet.faults import NOW, Fault, read_fault
+from payagent.devnet.faults import read_fault
 from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
 from payagent.devnet.node import Node, output_of
@@ -126,15 +126,11 @@ class ChainApi:
         except _Failed as failed:
             return failed.answer
         fault = self.node.switches.take("POST", request.url.path.removeprefix(API_ROOT))
-        honest = self._submit(raw, fault)
-        return honest if fault is None else spoil(honest, fault, self.stopping)
-
-    def _submit(self, raw: bytes, fault: Fault | None) -> Response:
-        accept, blocks = (NOW, 1) if fault is None else (fault.accept, fault.blocks)
         try:
-            return JSONResponse(self.node.submit(raw, accept, blocks))
+            honest: Response = JSONResponse(self.node.submit(raw, fault))
         except LedgerError as refused:
-            return _bad(shapes.refusal_message(refused)).answer
+            honest = _bad(shapes.refusal_message(refused)).answer
+        return honest if fault is None else spoil(honest, fault, self.stopping)
 
     def _authorise(self, request: Request) -> None:
         if self.project_id is None:
