@@ -1,24 +1,28 @@
-"""What the adapters of several kinds of providers share: how a read ends early, and how a long answer is parsed.
+"""What the adapters of all kinds of providers share: their parts, how a read ends early, how answers are parsed.
 
-Never: I/O; the form of one kind's answers.
+Never: the form of one kind's answers.
 """
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
-from payagent.chain.json_answers import understood
-from payagent.chain.provider import Read, Unknown, Why
+from payagent.chain.json_answers import expect, understood
+from payagent.chain.provider import ChainUtxo, Found, NotFound, Read, T, Turn, Unknown, Why, at_once
+from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import RawAnswer
+from payagent.core.money import MAX_LOVELACE
+from payagent.core.token_bucket import Rate
+from payagent.settings.field_types import parse_base_url
 
+A = TypeVar("A", bound="Adapter")
 P = ParamSpec("P")
-T = TypeVar("T")
-
-CONNECT_S, READ_S = 5.0, 120.0
-"""How long a connection and a read of many calls may take, in seconds."""
 
 _PARSED_AT_ONCE_BYTES = 64 * 1024
 
@@ -27,25 +31,79 @@ has_asked = ContextVar("has_asked", default=False)
 """Whether the read in progress has made a call. A read inside a read continues it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Timeouts in seconds: to connect, for one call, for a read of many calls, for one submission."""
+
+    connect_s: float = 5.0
+    call_s: float = 15.0
+    pages_s: float = 120.0
+    submit_s: float = 30.0
+
+
+class Adapter(ABC):
+    """The parts of a `ChainProvider` that all kinds have.
+
+    The provider belongs to the event loop that first uses it, and must be closed.
+    """
+
+    def __init__(self, name: str, rate: Rate | None, timeouts: Timeouts | None) -> None:
+        self.name, self.rate = name, rate
+        self._timeouts = timeouts or Timeouts()
+        self._http = ProviderClient(self._timeouts.connect_s)
+        self._turn: Turn = at_once
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
+        asked_ms = now_ms()
+        try:
+            server_ms = await self._server_ms()
+        except Unanswered as failed:
+            return failed.read
+        return Found(((asked_ms + now_ms()) // 2 - server_ms) // 1000)
+
+    @abstractmethod
+    async def _server_ms(self) -> int:
+        """Ask for the time of the server's clock, in Unix milliseconds."""
+
+    def pace(self, turn: Turn) -> None:
+        self._turn = turn
+
+    async def aclose(self) -> None:
+        """Abort the calls in progress, which return Unknown, and free the connections."""
+        await self._http.aclose()
+
+
 class Unanswered(Exception):  # noqa: N818  it carries the answer of the read
-    """A call of a read gave no usable answer, so the read gives none."""
+    """A call of a read found nothing, so the read ends with that."""
 
-    def __init__(self, unknown: Unknown) -> None:
-        super().__init__(unknown.reason)
-        self.unknown = unknown
+    def __init__(self, read: NotFound | Unknown) -> None:
+        super().__init__(getattr(read, "reason", "not found"))
+        self.read = read
 
 
-def bounded(read: Callable[P, Coroutine[Any, Any, Read[T]]]) -> Callable[P, Coroutine[Any, Any, Read[T]]]:
+def value_of(read: Read[T]) -> T:
+    """Return what a call has found, or end the read."""
+    if isinstance(read, Found):
+        return read.value
+    raise Unanswered(read)
+
+
+def bounded(
+    read: Callable[Concatenate[A, P], Coroutine[Any, Any, Read[T]]],
+) -> Callable[Concatenate[A, P], Coroutine[Any, Any, Read[T]]]:
     """Bound the time of a read, and return what made it end early."""
 
     @wraps(read)
-    async def within(*args: P.args, **kwargs: P.kwargs) -> Read[T]:
+    async def within(adapter: A, /, *args: P.args, **kwargs: P.kwargs) -> Read[T]:
         before = has_asked.set(has_asked.get())
         try:
-            async with asyncio.timeout(READ_S):
-                return await read(*args, **kwargs)
+            async with asyncio.timeout(adapter._timeouts.pages_s):
+                return await read(adapter, *args, **kwargs)
         except Unanswered as failed:
-            return failed.unknown
+            return failed.read
         except TimeoutError:
             return Unknown("the calls took too long", Why.OUTAGE)
         finally:
@@ -63,7 +121,44 @@ async def parsed(
     return understood(answer, parse, is_denial)
 
 
+def server_ms(answer: RawAnswer, what: str) -> int:
+    """Return the time in an answer's headers, in Unix milliseconds, or end the read."""
+    if answer.date_s is None:
+        raise Unanswered(Unknown(f"{what}: no answer with a date"))
+    return answer.date_s * 1000
+
+
+def whole(rows: tuple[ChainUtxo, ...], what: str) -> Read[tuple[ChainUtxo, ...]]:
+    """All outputs of an address, or Unknown if they hold more lovelace than exists."""
+    if sum(row.lovelace for row in rows) > MAX_LOVELACE:
+        return Unknown(f"{what}: more lovelace than exists")
+    return Found(rows)
+
+
+def limit_of(network: str, rate: Rate) -> Rate | None:
+    """The limit of a kind's own servers. A devnet has none."""
+    return None if network == "devnet" else rate
+
+
+class OwnServers(NamedTuple):
+    """The servers of the company or community behind a kind: their domain, the path of the API, a base URL."""
+
+    domain: str
+    path: str
+    example: str
+
+    def have(self, url: str) -> bool:
+        """Whether a URL is at one of them."""
+        return (urlsplit(url).hostname or "").endswith(self.domain)
+
+    def parse_url(self, text: str) -> str:
+        """Return a base URL as it is used. Raises ValueError, with what to write."""
+        url = parse_base_url(text)
+        if self.have(url) and urlsplit(url).path != self.path:
+            raise ValueError(f"write {self.example}")
+        return url
+
+
 def require_form(pattern: re.Pattern[str], text: str) -> None:
     """Check that text for a request has the expected form; anything else is a bug of the caller."""
-    if not pattern.fullmatch(text):
-        raise ValueError("not in the form that the provider needs")
+    expect(pattern.fullmatch(text) is not None, "not in the form that the provider needs")

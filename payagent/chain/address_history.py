@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
+from payagent.chain.adapter import Unanswered
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -21,11 +21,10 @@ from payagent.chain.provider import (
     Movement,
     NotFound,
     Read,
+    T,
     Unknown,
 )
 from payagent.core.aggregate import TxSeen
-
-T = TypeVar("T")
 
 _Touched = tuple[str, str]
 """A transaction, and one of its addresses."""
@@ -57,13 +56,18 @@ class History:
 
 async def read_history(provider: ChainReader, addresses: Sequence[str], since_s: int) -> History | Unknown:
     """Read the history of the wallet's addresses as one, or say why it could not be read."""
+    try:
+        return await _at_rest(provider, addresses, since_s)
+    except Unanswered as failed:
+        return failed.read if isinstance(failed.read, Unknown) else Unknown(str(failed))
+
+
+async def _at_rest(provider: ChainReader, addresses: Sequence[str], since_s: int) -> History | Unknown:
     movements: dict[_Touched, Movement] = {}
     listed: dict[_Touched, AddressTx] = {}
     earlier_tip: BlockSeen | None = None
     for _ in range(AT_REST_PASSES):
-        tip = await _answered(provider.tip, len(movements))
-        if not isinstance(tip, Found):
-            return _unknown("tip", tip)
+        tip = _found("tip", await _answered(provider.tip, len(movements)))
         if earlier_tip is not None and not isinstance(
             await provider.block(earlier_tip.hash, earlier_tip.slot), Found
         ):
@@ -73,35 +77,27 @@ async def read_history(provider: ChainReader, addresses: Sequence[str], since_s:
         utxos: list[ChainUtxo] = []
         for address in addresses:
             newer = await _answered(partial(provider.transactions, address, from_s), len(movements))
-            if not isinstance(newer, Found):
-                return _unknown("transactions", newer)
-            newer_here = {(tx.tx_id, address): tx for tx in newer.value}
-            failure = await _read_movements(provider, newer_here, movements)
-            unspent = failure or await _answered(partial(provider.utxos, address), len(movements))
-            if not isinstance(unspent, Found):
-                return _unknown("utxos", unspent)
+            newer_here = {(tx.tx_id, address): tx for tx in _found("transactions", newer)}
+            await _read_movements(provider, newer_here, movements)
             listed |= newer_here
-            utxos += unspent.value
-        if await provider.tip() == tip and listed.keys() <= movements.keys():
-            history = _as_one(tip.value, listed, movements, utxos)
+            unspent = _found("utxos", await _answered(partial(provider.utxos, address), len(movements)))
+            utxos += unspent
+        if await provider.tip() == Found(tip) and listed.keys() <= movements.keys():
+            history = _as_one(tip, listed, movements, utxos)
             if _is_of_one_block(history, is_whole=not since_s):
                 return history
-        earlier_tip = tip.value
+        earlier_tip = tip
     return Unknown("the chain kept changing while it was read, or its lists are of different blocks")
 
 
 async def spender_by_history(provider: ChainReader, ref: str, address: str) -> Read[TxSeen]:
-    """Return the transaction that spends an output at an address, for a provider that does not say it."""
-    made = await provider.tx(ref.partition("#")[0])
-    if not isinstance(made, Found):
-        return _unknown("spender", made)
-    block = await provider.block(made.value.block_hash, made.value.block_slot)
-    if not isinstance(block, Found):
-        return _unknown("spender", block)
-    listed = await provider.transactions(address, block.value.time_s)
-    if not isinstance(listed, Found):
-        return _unknown("spender", listed)
-    for tx in listed.value:
+    """Return the transaction that spends an output at an address, for a provider that does not say it.
+
+    Raises `Unanswered`.
+    """
+    made = _found("spender", await provider.tx(ref.partition("#")[0]))
+    block = _found("spender", await provider.block(made.block_hash, made.block_slot))
+    for tx in _found("spender", await provider.transactions(address, block.time_s)):
         moved = await provider.movement(tx.tx_id, address)
         if isinstance(moved, Unknown):
             return moved
@@ -136,18 +132,15 @@ def _is_of_one_block(history: History, *, is_whole: bool) -> bool:
 
 async def _read_movements(
     provider: ChainReader, listed: Iterable[_Touched], movements: dict[_Touched, Movement]
-) -> Unknown | None:
+) -> None:
     """Add the movements not read yet. One that is not found is left out: a fork removed it after it was listed."""
     for tx_id, address in listed:
         if (tx_id, address) not in movements:
             if len(movements) >= PACED_AFTER:
                 await asyncio.sleep(PACE_S)
             moved = await _answered(partial(provider.movement, tx_id, address), len(movements))
-            if isinstance(moved, Unknown):
-                return moved
-            if isinstance(moved, Found):
-                movements[tx_id, address] = moved.value
-    return None
+            if not isinstance(moved, NotFound):
+                movements[tx_id, address] = _found("movement", moved)
 
 
 async def _answered(ask: Callable[[], Awaitable[Read[T]]], count: int) -> Read[T]:
@@ -160,5 +153,7 @@ async def _answered(ask: Callable[[], Awaitable[Read[T]]], count: int) -> Read[T
     return await ask()
 
 
-def _unknown(kind: str, read: object) -> Unknown:
-    return read if isinstance(read, Unknown) else Unknown(f"{kind}: the provider has none")
+def _found(kind: str, read: Read[T]) -> T:
+    if isinstance(read, Found):
+        return read.value
+    raise Unanswered(read if isinstance(read, Unknown) else Unknown(f"{kind}: the provider has none"))

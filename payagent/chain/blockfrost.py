@@ -6,16 +6,26 @@ requests have no timeout and read an answer of any length (decision 0025).
 Never: raises because of something a provider did; shows the project id.
 """
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
 from blockfrost import BlockFrostApi
 
-from payagent.chain.adapter import parsed, require_form
+from payagent.chain.adapter import (
+    Adapter,
+    OwnServers,
+    Timeouts,
+    Unanswered,
+    bounded,
+    limit_of,
+    parsed,
+    require_form,
+    value_of,
+    whole,
+)
 from payagent.chain.address_history import spender_by_history
 from payagent.chain.address_pages import Pages
 from payagent.chain.blockfrost_parse import (
@@ -46,20 +56,14 @@ from payagent.chain.provider import (
     ProviderKind,
     Read,
     SubmitAnswer,
-    Turn,
+    T,
     Unknown,
-    at_once,
 )
-from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import ANSWER_MAX_BYTES, SHORT_MAX_BYTES, RawAnswer, classify_submit
 from payagent.core.aggregate import TxSeen
-from payagent.core.money import MAX_LOVELACE, parse_count
+from payagent.core.money import parse_count
 from payagent.core.problems import Refused
 from payagent.core.token_bucket import Rate
-from payagent.settings.field_types import parse_base_url
-from payagent.settings.schema import ProviderSettings
-
-T = TypeVar("T")
 
 RATE = Rate(10, 500)
 
@@ -75,21 +79,10 @@ _ADDRESS = re.compile(r"[0-9a-z_]{1,200}", re.ASCII)
 _PROJECT_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Timeouts in seconds: to connect, for one read, for all pages, for one submission."""
-
-    connect_s: float = 5.0
-    call_s: float = 15.0
-    pages_s: float = 120.0
-    submit_s: float = 30.0
-
-
-class Blockfrost:
+class Blockfrost(Adapter):
     """A `ChainProvider` for a server that speaks Blockfrost's API.
 
-    `base_url` is complete: the API's paths follow it directly. `project_id` is None if the server needs none. The
-    provider belongs to the event loop that first uses it, and must be closed.
+    `base_url` is complete: the API's paths follow it directly. `project_id` is None if the server needs none.
     """
 
     def __init__(
@@ -104,30 +97,22 @@ class Blockfrost:
             raise Refused("config_invalid", f"provider {name}: base_url is not an http(s) URL")
         if project_id is not None and not _PROJECT_ID.fullmatch(project_id):
             raise Refused("config_invalid", f"provider {name}: the project id is not visible ASCII")
-        self.name, self.rate = name, rate
-        self._timeouts = timeouts or Timeouts()
+        super().__init__(name, rate, timeouts)
         self._secret = project_id
-        self._http = ProviderClient(self._timeouts.connect_s)
-        self._turn: Turn = at_once
         self._resumable: dict[str, Pages] = {}
         # The library reads environment variables for empty arguments, so the fields are set after it.
         self._api = BlockFrostApi(project_id="-", base_url=base_url.removesuffix("/"), api_version="-")
         self._api.project_id, self._api.api_version = project_id, None
 
-    def __repr__(self) -> str:
-        return f"Blockfrost({self.name!r})"
-
     async def tip(self) -> Read[BlockSeen]:
         return await self._read("tip", parse_tip, "/blocks/latest")
 
-    async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
-        asked_ms = now_ms()
-        read = await self._read(
-            "clock", lambda body: parse_count(body["server_time"], "server_time"), "/health/clock"
+    async def _server_ms(self) -> int:
+        return value_of(
+            await self._read(
+                "clock", lambda body: parse_count(body["server_time"], "server_time"), "/health/clock"
+            )
         )
-        if not isinstance(read, Found):
-            return read
-        return Found(((asked_ms + now_ms()) // 2 - read.value) // 1000)
 
     async def genesis(self) -> Read[Genesis]:
         return await self._read("genesis", parse_genesis, "/genesis")
@@ -142,6 +127,7 @@ class Blockfrost:
     async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
         return await self._block(block_hash)
 
+    @bounded
     async def spender(self, ref: str) -> Read[TxSeen]:
         tx_id, index = ref.split("#")
         require_form(HASH, tx_id)
@@ -151,12 +137,14 @@ class Blockfrost:
             f"/txs/{tx_id}/utxos",
             max_bytes=ANSWER_MAX_BYTES,
         )
-        if not isinstance(read, Found):
-            return read if isinstance(read, Unknown) else Unknown("spender: the output is not there")
-        if not read.value.is_told:
-            return await spender_by_history(self, ref, read.value.address)
-        return NotFound() if read.value.tx_id is None else await self.tx(read.value.tx_id)
+        if isinstance(read, NotFound):
+            return Unknown("spender: the output is not there")
+        spender = value_of(read)
+        if not spender.is_told:
+            return await spender_by_history(self, ref, spender.address)
+        return NotFound() if spender.tx_id is None else await self.tx(spender.tx_id)
 
+    @bounded
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         """Return every unspent output. A single page is complete by itself; more pages are read in passes.
 
@@ -168,19 +156,10 @@ class Blockfrost:
         first = await self._page(address, 1)
         if isinstance(first, NotFound):
             return Found(())
-        if isinstance(first, Unknown):
-            return first
-        if len(first.value) < PAGE_ROWS:
-            return _whole(first.value)
-        try:
-            async with asyncio.timeout(self._timeouts.pages_s):
-                return await self._stable_pages(address)
-        except TimeoutError:
-            return Unknown("utxos: the pages took too long")
+        is_whole = len(rows := value_of(first)) < PAGE_ROWS
+        return whole(rows if is_whole else await self._stable_pages(address), "utxos")
 
-    def pace(self, turn: Turn) -> None:
-        self._turn = turn
-
+    @bounded
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         """Return the transactions since a time. They are read from the newest back.
 
@@ -189,25 +168,21 @@ class Blockfrost:
         next call reads newer rows and continues below.
         """
         require_form(_ADDRESS, address)
-        try:
-            async with asyncio.timeout(self._timeouts.pages_s):
-                for _ in range(_MAX_PASSES):
-                    before = await self.tip()
-                    if not isinstance(before, Found):
-                        return Unknown("transactions: the tip could not be read")
-                    pages = Pages(before.value.hash, self._resumable.get(address))
-                    if (failure := await self._read_down(pages, address, since_s)) is not None:
-                        return failure
-                    block = await self._block(pages.tip_hash)
-                    if isinstance(block, Unknown):
-                        return block
-                    self._resumable.pop(address, None)
-                    if isinstance(block, Found):
-                        return Found(pages.since(since_s))
-        except TimeoutError:
-            return Unknown("transactions: the pages took too long")
+        for _ in range(_MAX_PASSES):
+            before = await self.tip()
+            if not isinstance(before, Found):
+                return Unknown("transactions: the tip could not be read")
+            pages = Pages(before.value.hash, self._resumable.get(address))
+            await self._read_down(pages, address, since_s)
+            block = await self._block(pages.tip_hash)
+            if isinstance(block, Unknown):
+                return block
+            self._resumable.pop(address, None)
+            if isinstance(block, Found):
+                return Found(pages.since(since_s))
         return Unknown("transactions: the chain forked while their pages were read")
 
+    @bounded
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         """Return what a transaction moved. Collateral moved only if the transaction's script failed.
 
@@ -216,20 +191,18 @@ class Blockfrost:
         """
         require_form(HASH, tx_id)
         require_form(_ADDRESS, address)
-        listed = await self._read(
-            "movement",
-            lambda body: parse_movements(body, tx_id, address),
-            f"/txs/{tx_id}/utxos",
-            max_bytes=ANSWER_MAX_BYTES,
+        listed = value_of(
+            await self._read(
+                "movement",
+                lambda body: parse_movements(body, tx_id, address),
+                f"/txs/{tx_id}/utxos",
+                max_bytes=ANSWER_MAX_BYTES,
+            )
         )
-        if not isinstance(listed, Found):
-            return listed
-        if not listed.value.has_collateral:
-            return Found(listed.value.plain)
-        is_valid = await self._read("movement", parse_validity, f"/txs/{tx_id}")
-        if not isinstance(is_valid, Found):
-            return is_valid
-        return Found(listed.value.plain if is_valid.value else listed.value.collateral)
+        is_plain = not listed.has_collateral or value_of(
+            await self._read("movement", parse_validity, f"/txs/{tx_id}")
+        )
+        return Found(listed.plain if is_plain else listed.collateral)
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         require_form(HASH, tx_id)
@@ -241,10 +214,6 @@ class Blockfrost:
         if answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body):
             return ("it has no /tx/submit: serve cardano-submit-api at the same address",)
         return ()
-
-    async def aclose(self) -> None:
-        """Abort the calls in progress, which return Unknown, and free the connections."""
-        await self._http.aclose()
 
     async def _read(
         self,
@@ -284,43 +253,39 @@ class Blockfrost:
             page=page,
         )
 
-    async def _stable_pages(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+    async def _stable_pages(self, address: str) -> tuple[ChainUtxo, ...]:
         previous: tuple[ChainUtxo, ...] | None = None
         for _ in range(_MAX_PASSES):
             before = await self.tip()
             rows = await self._all_pages(address)
-            if isinstance(rows, Unknown):
-                return rows
-            after = await self.tip()
-            is_same_tip = isinstance(before, Found) and isinstance(after, Found) and before.value == after.value
+            is_same_tip = isinstance(before, Found) and before == await self.tip()
             if len(refs(rows)) == len(rows) and (is_same_tip or rows == previous):
-                return _whole(rows)
+                return rows
             previous = rows
-        return Unknown("utxos: the rows kept moving while their pages were read")
+        raise Unanswered(Unknown("utxos: the rows kept moving while their pages were read"))
 
-    async def _all_pages(self, address: str) -> tuple[ChainUtxo, ...] | Unknown:
+    async def _all_pages(self, address: str) -> tuple[ChainUtxo, ...]:
         rows: list[ChainUtxo] = []
         tokens = 0
         for number in range(1, _MAX_PAGES + 1):
-            page = await self._page(address, number)
-            if isinstance(page, Unknown):
-                return page
-            if isinstance(page, NotFound):
-                return Unknown(f"utxos: page {number} of an address that had pages is not found")
-            rows.extend(page.value)
-            tokens += sum(len(row.assets) for row in page.value)
+            read = await self._page(address, number)
+            if isinstance(read, NotFound):
+                read = Unknown(f"utxos: page {number} of an address that had pages is not found")
+            page = value_of(read)
+            rows.extend(page)
+            tokens += sum(len(row.assets) for row in page)
             if tokens > _MAX_TOKENS:
-                return Unknown(f"utxos: more than {_MAX_TOKENS} token amounts")
-            if len(page.value) < PAGE_ROWS:
+                raise Unanswered(Unknown(f"utxos: more than {_MAX_TOKENS} token amounts"))
+            if len(page) < PAGE_ROWS:
                 return tuple(rows)
-        return Unknown(f"utxos: more than {_MAX_PAGES} pages")
+        raise Unanswered(Unknown(f"utxos: more than {_MAX_PAGES} pages"))
 
-    async def _read_down(self, pages: Pages, address: str, since_s: int) -> Unknown | None:
-        """Read pages down to a time, each after its turn. Returns the failure, or None."""
+    async def _read_down(self, pages: Pages, address: str, since_s: int) -> None:
+        """Read pages down to a time, each after its turn."""
         while pages.number <= _MAX_TX_PAGES:
             if not await self._turn():
-                return Unknown("transactions: out of calls")
-            page = await self._read(
+                raise Unanswered(Unknown("transactions: out of calls"))
+            read = await self._read(
                 "transactions",
                 parse_address_txs,
                 f"/addresses/{address}/transactions",
@@ -328,62 +293,43 @@ class Blockfrost:
                 page=pages.number,
                 order="desc",
             )
-            if isinstance(page, Unknown):
-                return page
-            if isinstance(page, NotFound):
-                is_first = pages.number == 1
-                return None if is_first else Unknown(f"transactions: page {pages.number} is not found")
-            if not pages.take(page.value):
+            if isinstance(read, NotFound):
+                if pages.number == 1:
+                    return
+                read = Unknown(f"transactions: page {pages.number} is not found")
+            page = value_of(read)
+            if not pages.take(page):
                 self._resumable.pop(address, None)
-                return Unknown("transactions: the chain forked while their pages were read")
+                raise Unanswered(Unknown("transactions: the chain forked while their pages were read"))
             self._resumable[address] = pages.to_resume()
-            if len(page.value) < PAGE_ROWS or pages.reaches(since_s):
-                return None
+            if len(page) < PAGE_ROWS or pages.reaches(since_s):
+                return
         self._resumable.pop(address, None)
-        return Unknown(f"transactions: more than {_MAX_TX_PAGES} pages")
+        raise Unanswered(Unknown(f"transactions: more than {_MAX_TX_PAGES} pages"))
 
     def _clean(self, text: str) -> str:
         """Remove the project id, which a provider might echo."""
         return text.replace(self._secret, "[project id]") if self._secret else text
 
 
-def _make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> Blockfrost:
-    """A devnet has no rate limit."""
-    return Blockfrost(name, settings.base_url, secret, rate=None if network == "devnet" else RATE)
-
-
-def _is_own_service(url: str) -> bool:
-    """Whether a URL is Blockfrost's own service, which answers only with a project id."""
-    return (urlsplit(url).hostname or "").endswith(".blockfrost.io")
-
-
-def _parse_url(text: str) -> str:
-    url = parse_base_url(text)
-    if _is_own_service(url) and urlsplit(url).path != "/api/v0":
-        raise ValueError("write https://cardano-NETWORK.blockfrost.io/api/v0, the base URL of Blockfrost's API")
-    return url
-
-
+_OWN_SERVERS = OwnServers(
+    ".blockfrost.io", "/api/v0", "https://cardano-NETWORK.blockfrost.io/api/v0, the base URL of Blockfrost's API"
+)
 KIND = ProviderKind(
-    _make,
+    lambda name, settings, network, secret: Blockfrost(
+        name, settings.base_url, secret, rate=limit_of(network, RATE)
+    ),
     {
         "mainnet": "https://cardano-mainnet.blockfrost.io/api/v0",
         "preprod": "https://cardano-preprod.blockfrost.io/api/v0",
         "preview": "https://cardano-preview.blockfrost.io/api/v0",
         "devnet": "http://127.0.0.1:8490/api/v0",
     },
-    _parse_url,
-    _is_own_service,
+    _OWN_SERVERS.parse_url,
+    _OWN_SERVERS.have,
 )
 
 
 def _given(fields: Mapping[str, T | None]) -> dict[str, T]:
     """The fields that have a value: the library gives None to what a request does not have."""
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _whole(rows: tuple[ChainUtxo, ...]) -> Read[tuple[ChainUtxo, ...]]:
-    """All outputs of an address, or Unknown if they hold more lovelace than exists."""
-    if sum(row.lovelace for row in rows) > MAX_LOVELACE:
-        return Unknown("utxos: more lovelace than exists")
-    return Found(rows)

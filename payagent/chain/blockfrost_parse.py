@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from payagent.chain.json_answers import UNIT, flag, quantity, text_hash
+from payagent.chain.json_answers import UNIT, expect, flag, list_of, once, parse_address_tx, quantity, text_hash
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -47,14 +47,12 @@ def parse_tip(body: Any) -> BlockSeen:
 
 def parse_block(body: Any, block_hash: str) -> BlockSeen:
     tip = parse_tip(body)
-    if tip.hash != block_hash:
-        raise ValueError("another block")
+    expect(tip.hash == block_hash, "another block")
     return tip
 
 
 def parse_tx(body: Any, tx_id: str) -> TxSeen:
-    if body["hash"] != tx_id:
-        raise ValueError("another transaction")
+    expect(body["hash"] == tx_id, "another transaction")
     return TxSeen(
         tx_id=tx_id,
         block_hash=text_hash(body["block"]),
@@ -83,22 +81,18 @@ def parse_parameters(body: Any) -> ProtocolParameters:
 
 
 def parse_utxos(body: Any, address: str) -> tuple[ChainUtxo, ...]:
-    if type(body) is not list or len(body) > PAGE_ROWS:
-        raise ValueError("not a page")
-    rows = tuple(_parse_utxo(row, address) for row in body)
-    if len(refs(rows)) != len(rows):
-        raise ValueError("an output is listed twice")
+    rows = tuple(_parse_utxo(row, address) for row in list_of(body, PAGE_ROWS))
+    once((row.ref for row in rows), "an output")
     return rows
 
 
 def _parse_utxo(row: Any, address: str) -> ChainUtxo:
-    if row["address"] != address:
-        raise ValueError("an output of another address")
+    expect(row["address"] == address, "an output of another address")
     amounts: dict[str, int] = {}
     for entry in row["amount"]:
         unit = entry["unit"]
-        if unit in amounts or (unit != LOVELACE and not UNIT.fullmatch(unit)):
-            raise ValueError("an amount of no known unit")
+        is_known = unit == LOVELACE or UNIT.fullmatch(unit) is not None
+        expect(is_known and unit not in amounts, "an amount of no known unit")
         amounts[unit] = quantity(entry["quantity"], unit)
     block = row.get("block")
     is_in_no_block = block is None or block == ""  # Dolos sends "" for blocks older than its history
@@ -117,20 +111,9 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
 
 def parse_address_txs(body: Any) -> tuple[AddressTx, ...]:
     """Parse a page of transactions, newest first."""
-    if type(body) is not list or len(body) > PAGE_ROWS:
-        raise ValueError("not a page")
-    rows = tuple(
-        AddressTx(
-            tx_id=text_hash(row["tx_hash"]),
-            block_height=parse_count(row["block_height"], "block_height"),
-            time_s=parse_count(row["block_time"], "block_time"),
-        )
-        for row in body
-    )
-    if len({row.tx_id for row in rows}) != len(rows):
-        raise ValueError("a transaction is listed twice")
-    if any(newer.time_s < older.time_s for newer, older in pairwise(rows)):
-        raise ValueError("not the newest first")
+    rows = tuple(map(parse_address_tx, list_of(body, PAGE_ROWS)))
+    once((row.tx_id for row in rows), "a transaction")
+    expect(all(newer.time_s >= older.time_s for newer, older in pairwise(rows)), "not the newest first")
     return rows
 
 
@@ -151,8 +134,7 @@ _Values = Mapping[str, Mapping[str, int]]
 
 
 def parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
-    if body["hash"] != tx_id:
-        raise ValueError("another transaction")
+    expect(body["hash"] == tx_id, "another transaction")
     # `reference` is the only field read here that Blockfrost's OpenAPI does not require.
     spent = [row for row in body["inputs"] if row.get("reference") is None or not flag(row, "reference")]
     made = [{**row, "tx_hash": tx_id} for row in body["outputs"]]
@@ -190,8 +172,7 @@ class Spender(NamedTuple):
 
 
 def parse_spender(body: Any, tx_id: str, index: int) -> Spender:
-    if body["hash"] != tx_id:
-        raise ValueError("another transaction")
+    expect(body["hash"] == tx_id, "another transaction")
     row = {row["output_index"]: row for row in body["outputs"] if not flag(row, "collateral")}[index]
     spender = row.get("consumed_by_tx")
     return Spender("consumed_by_tx" in row, None if spender is None else text_hash(spender), row["address"])

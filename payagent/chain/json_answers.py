@@ -4,16 +4,14 @@ Never: I/O; quotes text that a provider sent.
 """
 
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from payagent.chain.provider import Found, NotFound, Read, Unknown, Why
+from payagent.chain.provider import AddressTx, Found, NotFound, Read, T, Unknown, Why
 from payagent.chain.submit_answers import ANSWER_MAX_BYTES, RawAnswer, TransportError, retry_after_s
 from payagent.core import strict_json
-from payagent.core.money import LOVELACE, MAX_UNITS, check_supply, parse_units
+from payagent.core.money import LOVELACE, MAX_UNITS, check_supply, parse_count, parse_units
 from payagent.core.problems import Refused
-
-T = TypeVar("T")
 
 _MAX_TOKEN_QUANTITY = 2**64 - 1  # the ledger's limit for one output
 _VALUES_MAX = 600_000
@@ -70,16 +68,46 @@ def _why_of(status: int) -> Why:
     return Why.RATE if status == 429 else Why.OUTAGE if status >= 500 else Why.UNCLEAR
 
 
+def expect(is_right: bool, what: str) -> None:
+    """Raise ValueError if an answer is not as it has to be; `what` says what it is instead."""
+    if not is_right:
+        raise ValueError(what)
+
+
+def text_of(value: Any, what: str) -> str:
+    expect(isinstance(value, str), what)
+    return str(value)
+
+
 def text_hash(value: Any) -> str:
-    if not isinstance(value, str) or not HASH.fullmatch(value):
-        raise ValueError("not a hash")
-    return value
+    expect(isinstance(value, str) and HASH.fullmatch(value) is not None, "not a hash")
+    return str(value)
 
 
 def flag(row: Any, name: str) -> bool:
-    if type(row[name]) is not bool:
-        raise ValueError(f"{name} is not true or false")
+    expect(type(row[name]) is bool, f"{name} is not true or false")
     return bool(row[name])
+
+
+def list_of(body: Any, most: int | None = None) -> list[Any]:
+    """Return the rows of a list, which has at most so many."""
+    expect(type(body) is list and (most is None or len(body) <= most), "not a list, or too long a one")
+    return list(body)
+
+
+def once(keys: Iterable[object], what: str) -> None:
+    """Check that no key of a list shows twice."""
+    listed = list(keys)
+    expect(len(set(listed)) == len(listed), f"{what} is listed twice")
+
+
+def parse_address_tx(row: Any) -> AddressTx:
+    """Parse a row of an address's transactions, which Koios writes as Blockfrost does."""
+    return AddressTx(
+        tx_id=text_hash(row["tx_hash"]),
+        block_height=parse_count(row["block_height"], "block_height"),
+        time_s=parse_count(row["block_time"], "block_time"),
+    )
 
 
 def quantity(value: Any, unit: str) -> int:

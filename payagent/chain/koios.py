@@ -12,15 +12,27 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
-from urllib.parse import urlencode, urlsplit
+from typing import Any, Generic, NamedTuple
+from urllib.parse import urlencode
 
-from payagent.chain.adapter import CONNECT_S, Unanswered, bounded, has_asked, parsed, require_form
+from payagent.chain.adapter import (
+    Adapter,
+    OwnServers,
+    Timeouts,
+    Unanswered,
+    bounded,
+    has_asked,
+    limit_of,
+    parsed,
+    require_form,
+    server_ms,
+    value_of,
+    whole,
+)
 from payagent.chain.address_history import spender_by_history
 from payagent.chain.json_answers import HASH
 from payagent.chain.koios_parse import (
     KoiosBlock,
-    Tip,
     parse_address_txs,
     parse_blocks,
     parse_confirmations,
@@ -47,21 +59,14 @@ from payagent.chain.provider import (
     Read,
     SubmitAnswer,
     SubmitKind,
-    Turn,
+    T,
     Unknown,
     Why,
-    at_once,
 )
-from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import ANSWER_MAX_BYTES, SHORT_MAX_BYTES, RawAnswer, classify_submit
 from payagent.core.aggregate import TxSeen
-from payagent.core.money import MAX_LOVELACE
 from payagent.core.problems import Refused
 from payagent.core.token_bucket import Rate
-from payagent.settings.field_types import parse_base_url
-from payagent.settings.schema import ProviderSettings
-
-T = TypeVar("T")
 
 RATE = Rate(5, 50)
 
@@ -119,11 +124,8 @@ _TRANSACTIONS = _Listing(
 )
 
 
-class Koios:
-    """A `ChainProvider` for a server that speaks Koios's API. `base_url` is complete; `token` may be None.
-
-    The provider belongs to the event loop that first uses it, and must be closed.
-    """
+class Koios(Adapter):
+    """A `ChainProvider` for a server that speaks Koios's API. `base_url` is complete; `token` may be None."""
 
     def __init__(
         self,
@@ -131,39 +133,28 @@ class Koios:
         base_url: str,
         token: str | None,
         rate: Rate | None = None,
-        call_s: float = 15.0,
-        submit_s: float = 30.0,
+        timeouts: Timeouts | None = None,
     ) -> None:
         if token is not None and not _TOKEN.fullmatch(token):
             raise Refused("config_invalid", f"provider {name}: the token is not visible ASCII")
-        self.name, self.rate = name, rate
+        super().__init__(name, rate, timeouts)
         self._url, self._secret = base_url, token
-        self._call_s, self._submit_s = call_s, submit_s
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._http = ProviderClient(CONNECT_S)
-        self._turn: Turn = at_once
         self._witness: _Witness | None = None
-
-    def __repr__(self) -> str:
-        return f"Koios({self.name!r})"
 
     @bounded
     async def tip(self) -> Read[BlockSeen]:
         """Return the newest block that two answers show: the second may be another machine's."""
         for _ in range(_MAX_TRIES):
-            newest = (await self._tip()).block
+            newest, _ = await self._tip()
             if (shown := (await self._blocks(newest.hash)).get(newest.hash)) is not None:
                 return (
                     Found(newest) if shown.seen == newest else Unknown("it shows two places for its newest block")
                 )
         return _NOT_YET
 
-    async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
-        asked_ms = now_ms()
-        answer = await self._call("/tip", None)
-        if answer.date_s is None:
-            return Unknown("/tip: no answer with a date")
-        return Found(((asked_ms + now_ms()) // 2 - answer.date_s * 1000) // 1000)
+    async def _server_ms(self) -> int:
+        return server_ms(await self._call("/tip", None), "/tip")
 
     @bounded
     async def genesis(self) -> Read[Genesis]:
@@ -171,7 +162,7 @@ class Koios:
 
     @bounded
     async def parameters(self) -> Read[ProtocolParameters]:
-        epoch = (await self._tip()).epoch
+        _, epoch = await self._tip()
         return Found(await self._ask("/epoch_params", partial(parse_parameters, epoch=epoch), _epoch_no=epoch))
 
     @bounded
@@ -204,15 +195,15 @@ class Koios:
         """
         tx_id, _, index = ref.partition("#")
         require_form(HASH, tx_id)
-        output = await self._ask(
+        address, height, is_spent = await self._ask(
             "/utxo_info",
             partial(parse_output, tx_id=tx_id, index=int(index)),
             {"_utxo_refs": [ref]},
             select="tx_hash,tx_index,address,block_height,is_spent",
         )
-        if not output.is_spent:
-            return NotFound(output.block_height)
-        read = await spender_by_history(self, ref, output.address)
+        if not is_spent:
+            return NotFound(height)
+        read = await spender_by_history(self, ref, address)
         return _NOT_YET if isinstance(read, NotFound) else read
 
     @bounded
@@ -227,9 +218,7 @@ class Koios:
             UTXO_ROWS,
         )
         rows = await self._list(listing, {"_addresses": [address], "_extended": True}, select=_UTXO_COLUMNS)
-        if sum(row.lovelace for row in rows) > MAX_LOVELACE:
-            return Unknown("/address_utxos: more lovelace than exists")
-        return Found(rows)
+        return whole(rows, listing.path)
 
     @bounded
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
@@ -239,7 +228,7 @@ class Koios:
         height only saves the server work.
         """
         require_form(_ADDRESS, address)
-        newest = (await self._tip()).block
+        newest, _ = await self._tip()
         passed = max(newest.time_s - since_s, 0) + _SPARE_BLOCKS
         body = {"_addresses": [address], "_after_block_height": max(newest.height - passed, 0)}
         rows = await self._list(
@@ -266,7 +255,7 @@ class Koios:
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         require_form(HASH, tx_id)
-        answer = await self._post(raw, self._submit_s)
+        answer = await self._post(raw, self._timeouts.submit_s)
         classified = classify_submit(answer, tx_id, self._secret)
         if answer.status == 413:
             return replace(classified, detail="http 413: too long for Koios without a token, or for this token")
@@ -276,15 +265,8 @@ class Koios:
 
     async def findings(self, address: str) -> tuple[str, ...]:
         """Submit one byte, no transaction. Submissions go to another program than reads."""
-        answer = await self._post(b"\xff", self._call_s)
+        answer = await self._post(b"\xff", self._timeouts.call_s)
         return ("it has no /submittx: it takes no transactions",) if answer.status in (404, 405) else ()
-
-    async def aclose(self) -> None:
-        """Abort the calls in progress, which return Unknown, and free the connections."""
-        await self._http.aclose()
-
-    def pace(self, turn: Turn) -> None:
-        self._turn = turn
 
     # --- how far a machine has come ---
 
@@ -311,7 +293,7 @@ class Koios:
     async def _deep_witness(self) -> _Witness:
         """Find a witness, and keep it. A chain that has none so deep gives one of its newest block."""
         if self._witness is None:
-            newest = (await self._tip()).block
+            newest, _ = await self._tip()
             for height in (newest.height - WITNESS_DEPTH, newest.height):
                 block = await self._ask(  # the newest block comes first; an order would make the server sort all
                     "/blocks",
@@ -337,7 +319,7 @@ class Koios:
 
     # --- calls ---
 
-    async def _tip(self) -> Tip:
+    async def _tip(self) -> tuple[BlockSeen, int]:
         return await self._ask("/tip", parse_tip)
 
     async def _blocks(self, *hashes: str) -> Mapping[str, KoiosBlock]:
@@ -396,11 +378,10 @@ class Koios:
         has_asked.set(True)
         answer = await self._call(path, body, max_bytes, **query)
         read = await parsed(answer, parse)
-        if isinstance(read, Found):
-            return read.value
-        unknown = read if isinstance(read, Unknown) else Unknown("not found")
-        pause_s = RATE_PAUSE_S if unknown.why is Why.RATE else None
-        raise Unanswered(Unknown(f"{path}: {unknown.reason}", unknown.why, unknown.retry_after_s or pause_s))
+        if isinstance(read, Unknown):
+            pause_s = RATE_PAUSE_S if read.why is Why.RATE else None
+            read = Unknown(f"{path}: {read.reason}", read.why, read.retry_after_s or pause_s)
+        return value_of(read)
 
     async def _call(
         self,
@@ -411,10 +392,10 @@ class Koios:
     ) -> RawAnswer:
         url = self._url + path
         if body is None:
-            return await self._http.get(url, self._headers, query, self._call_s, max_bytes)
+            return await self._http.get(url, self._headers, query, self._timeouts.call_s, max_bytes)
         raw = json.dumps(body, separators=(",", ":")).encode()
         headers = {**self._headers, "Content-Type": "application/json"}
-        return await self._http.post(f"{url}?{urlencode(query)}", headers, raw, self._call_s, max_bytes)
+        return await self._http.post(f"{url}?{urlencode(query)}", headers, raw, self._timeouts.call_s, max_bytes)
 
     async def _post(self, raw: bytes, deadline_s: float) -> RawAnswer:
         headers = {**self._headers, "Content-Type": "application/cbor"}
@@ -427,27 +408,15 @@ def _after(columns: tuple[str, str], key: tuple[object, object]) -> str:
     return f"({major}.gt.{high},and({major}.eq.{high},{minor}.gt.{low}))"
 
 
-def _make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> Koios:
-    """A devnet has no rate limit."""
-    return Koios(name, settings.base_url, secret, None if network == "devnet" else RATE)
-
-
-def _parse_url(text: str) -> str:
-    url = parse_base_url(text)
-    parts = urlsplit(url)
-    if (parts.hostname or "").endswith(".koios.rest") and parts.path != "/api/v1":
-        raise ValueError("write https://HOST.koios.rest/api/v1, the base URL of Koios's API")
-    return url
-
-
+_OWN_SERVERS = OwnServers(".koios.rest", "/api/v1", "https://HOST.koios.rest/api/v1, the base URL of Koios's API")
 KIND = ProviderKind(
-    _make,
+    lambda name, settings, network, secret: Koios(name, settings.base_url, secret, limit_of(network, RATE)),
     {
         "mainnet": "https://api.koios.rest/api/v1",
         "preprod": "https://preprod.koios.rest/api/v1",
         "preview": "https://preview.koios.rest/api/v1",
         "devnet": "http://127.0.0.1:8490/koios/api/v1",
     },
-    _parse_url,
+    _OWN_SERVERS.parse_url,
     needs_secret=lambda _url: False,
 )

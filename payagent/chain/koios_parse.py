@@ -6,17 +6,10 @@ Never: I/O; quotes text that a provider sent.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from payagent.chain.json_answers import UNIT, flag, quantity, text_hash
+from payagent.chain.json_answers import UNIT, expect, flag, list_of, parse_address_tx, quantity, text_hash, text_of
 from payagent.chain.provider import AddressTx, BlockSeen, ChainUtxo, Genesis, Movement, ProtocolParameters
 from payagent.core.aggregate import TxSeen
 from payagent.core.money import LOVELACE, MAX_UNITS, parse_count, parse_units
-
-
-class Tip(NamedTuple):
-    """The newest block, and its epoch."""
-
-    block: BlockSeen
-    epoch: int
 
 
 class KoiosBlock(NamedTuple):
@@ -26,23 +19,16 @@ class KoiosBlock(NamedTuple):
     confirmations: int
 
 
-class KoiosOutput(NamedTuple):
-    """Where an output is, the height of the block that made it, and whether it is spent."""
-
-    address: str
-    block_height: int
-    is_spent: bool
-
-
-def parse_tip(body: Any) -> Tip:
-    (row,) = _rows(body)
-    return Tip(_block(row, row["block_no"]), parse_count(row["epoch_no"], "epoch_no"))
+def parse_tip(body: Any) -> tuple[BlockSeen, int]:
+    """Return the newest block, and its epoch."""
+    (row,) = list_of(body)
+    return (_block(row, row["block_no"]), parse_count(row["epoch_no"], "epoch_no"))
 
 
 def parse_blocks(body: Any) -> Mapping[str, KoiosBlock]:
     found = [
         KoiosBlock(_block(row, row["block_height"]), parse_count(row["num_confirmations"], "num_confirmations"))
-        for row in _rows(body)
+        for row in list_of(body)
     ]
     return {block.seen.hash: block for block in found}
 
@@ -58,15 +44,14 @@ def _block(row: Any, height: Any) -> BlockSeen:
 
 def parse_deep_block(body: Any) -> tuple[str, int] | None:
     """Return the hash and the height of the one block that the list has, or None."""
-    for row in _rows(body):
+    for row in list_of(body):
         return text_hash(row["hash"]), parse_count(row["block_height"], "block_height")
     return None
 
 
 def parse_tx_of_block(body: Any, block_hash: str) -> str:
-    (row,) = _rows(body)
-    if row["block_hash"] != block_hash:
-        raise ValueError("another block")
+    (row,) = list_of(body)
+    expect(row["block_hash"] == block_hash, "another block")
     return text_hash(row["tx_hash"])
 
 
@@ -76,12 +61,12 @@ def parse_confirmations(body: Any) -> Mapping[str, int | None]:
         text_hash(row["tx_hash"]): None
         if row["num_confirmations"] is None
         else parse_count(row["num_confirmations"], "num_confirmations")
-        for row in _rows(body)
+        for row in list_of(body)
     }
 
 
 def parse_genesis(body: Any) -> Genesis:
-    (row,) = _rows(body)
+    (row,) = list_of(body)
     return Genesis(
         network_magic=parse_count(row["networkmagic"], "networkmagic"),
         system_start_s=parse_count(row["systemstart"], "systemstart"),
@@ -90,9 +75,8 @@ def parse_genesis(body: Any) -> Genesis:
 
 
 def parse_parameters(body: Any, epoch: int) -> ProtocolParameters:
-    (row,) = _rows(body)
-    if parse_count(row["epoch_no"], "epoch_no") != epoch:
-        raise ValueError("another epoch")
+    (row,) = list_of(body)
+    expect(parse_count(row["epoch_no"], "epoch_no") == epoch, "another epoch")
     return ProtocolParameters(
         min_fee_a=parse_units(row["min_fee_a"], "min_fee_a"),
         min_fee_b=parse_units(row["min_fee_b"], "min_fee_b"),
@@ -119,10 +103,8 @@ def parse_movement(body: Any, tx_id: str, address: str) -> Movement | None:
     row = _of_tx(body, tx_id)
     if row is None:
         return None
-    if not all(flag(contract, "valid_contract") for contract in row["plutus_contracts"]):
-        raise ValueError("its script failed")
-    if any(output["tx_hash"] != tx_id for output in row["outputs"]):
-        raise ValueError("an output of another transaction")
+    expect(all(flag(contract, "valid_contract") for contract in row["plutus_contracts"]), "its script failed")
+    expect(all(output["tx_hash"] == tx_id for output in row["outputs"]), "an output of another transaction")
     return Movement(spent=_values(row["inputs"], address), made=_values(row["outputs"], address))
 
 
@@ -137,22 +119,21 @@ def _values(rows: Iterable[Any], address: str) -> dict[str, Mapping[str, int]]:
     return found
 
 
-def parse_output(body: Any, tx_id: str, index: int) -> KoiosOutput:
-    (row,) = _rows(body)
-    if (row["tx_hash"], parse_count(row["tx_index"], "tx_index")) != (tx_id, index):
-        raise ValueError("another output")
-    if not isinstance(row["address"], str):
-        raise ValueError("not an address")
-    return KoiosOutput(row["address"], parse_count(row["block_height"], "block_height"), flag(row, "is_spent"))
+def parse_output(body: Any, tx_id: str, index: int) -> tuple[str, int, bool]:
+    """Return where an output is, the height of the block that made it, and whether it is spent."""
+    (row,) = list_of(body)
+    expect((row["tx_hash"], parse_count(row["tx_index"], "tx_index")) == (tx_id, index), "another output")
+    address = text_of(row["address"], "not an address")
+    return (address, parse_count(row["block_height"], "block_height"), flag(row, "is_spent"))
 
 
 def parse_utxos(body: Any, address: str) -> tuple[ChainUtxo, ...]:
-    return tuple(_utxo(row, address) for row in _rows(body))
+    return tuple(_utxo(row, address) for row in list_of(body))
 
 
 def _utxo(row: Any, address: str) -> ChainUtxo:
-    if row["address"] != address or flag(row, "is_spent"):
-        raise ValueError("an output of another address, or a spent one")
+    is_unspent_here = row["address"] == address and not flag(row, "is_spent")
+    expect(is_unspent_here, "an output of another address, or a spent one")
     units = _units(row)
     return ChainUtxo(
         tx_id=text_hash(row["tx_hash"]),
@@ -173,32 +154,17 @@ def _units(row: Any) -> dict[str, int]:
     units = {LOVELACE: quantity(row["value"], LOVELACE)}
     for asset in row["asset_list"]:
         unit = asset["policy_id"] + asset["asset_name"]
-        if unit in units or not UNIT.fullmatch(unit):
-            raise ValueError("an amount of no known unit")
+        expect(unit not in units and UNIT.fullmatch(unit) is not None, "an amount of no known unit")
         units[unit] = quantity(asset["quantity"], unit)
     return units
 
 
 def parse_address_txs(body: Any) -> tuple[AddressTx, ...]:
-    return tuple(
-        AddressTx(
-            tx_id=text_hash(row["tx_hash"]),
-            block_height=parse_count(row["block_height"], "block_height"),
-            time_s=parse_count(row["block_time"], "block_time"),
-        )
-        for row in _rows(body)
-    )
+    return tuple(map(parse_address_tx, list_of(body)))
 
 
 def _of_tx(body: Any, tx_id: str) -> Any:
     """Return the row of the transaction that was asked for; None if there is none."""
-    rows = _rows(body)
-    if [row["tx_hash"] for row in rows] not in ([], [tx_id]):
-        raise ValueError("another transaction")
+    rows = list_of(body)
+    expect([row["tx_hash"] for row in rows] in ([], [tx_id]), "another transaction")
     return rows[0] if rows else None
-
-
-def _rows(body: Any) -> list[Any]:
-    if type(body) is not list:
-        raise ValueError("not a list of rows")
-    return body

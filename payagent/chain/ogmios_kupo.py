@@ -12,9 +12,19 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from payagent.chain.adapter import CONNECT_S, Unanswered, bounded, parsed, require_form
+from payagent.chain.adapter import (
+    Adapter,
+    Timeouts,
+    Unanswered,
+    bounded,
+    parsed,
+    require_form,
+    server_ms,
+    value_of,
+    whole,
+)
 from payagent.chain.json_answers import HASH, understood
 from payagent.chain.ogmios_kupo_parse import (
     NO_INTERSECTION,
@@ -45,21 +55,14 @@ from payagent.chain.provider import (
     ProviderKind,
     Read,
     SubmitAnswer,
-    Turn,
+    T,
     Unknown,
     Why,
-    at_once,
 )
-from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import ANSWER_MAX_BYTES, SHORT_MAX_BYTES, RawAnswer
 from payagent.core.aggregate import TxSeen
-from payagent.core.money import MAX_LOVELACE
 from payagent.core.network import SLOT_CLOCKS, SlotClock
-from payagent.core.token_bucket import Rate
 from payagent.settings.field_types import parse_base_url
-from payagent.settings.schema import ProviderSettings
-
-T = TypeVar("T")
 
 _SOCKET_S = 10.0
 _SOCKET_MAX_BYTES = 4 * 1024 * 1024
@@ -75,21 +78,14 @@ _START_KUPO = "start it with --match {} and --since a block before the wallet's 
 _NOT_YET = Unknown("the node does not have a block of the index", Why.NOT_YET)
 
 
-class OgmiosKupo:
-    """A `ChainProvider` for an Ogmios at `base_url` and a Kupo at `index_url`, both the operator's own.
-
-    The provider belongs to the event loop that first uses it, and must be closed.
-    """
+class OgmiosKupo(Adapter):
+    """A `ChainProvider` for an Ogmios at `base_url` and a Kupo at `index_url`, both the operator's own."""
 
     def __init__(
-        self, name: str, base_url: str, index_url: str, network: str, call_s: float = 15.0, submit_s: float = 30.0
+        self, name: str, base_url: str, index_url: str, network: str, timeouts: Timeouts | None = None
     ) -> None:
-        self.name = name
-        self.rate: Rate | None = None
+        super().__init__(name, None, timeouts)
         self._ogmios, self._kupo = f"{base_url}/", index_url
-        self._call_s, self._submit_s = call_s, submit_s
-        self._http = ProviderClient(CONNECT_S)
-        self._turn: Turn = at_once
         self._slots = SLOT_CLOCKS.get(network)
         self._heights: dict[str, int] = {}
         self._lacks_row = False
@@ -102,12 +98,10 @@ class OgmiosKupo:
         block = await self.block(newest.hash, newest.slot)
         return _NOT_YET if isinstance(block, NotFound) else block
 
-    async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
-        asked_ms = now_ms()
-        answer = await self._post("queryNetwork/startTime", self._call_s, SHORT_MAX_BYTES)
-        if answer.date_s is None:
-            return Unknown("Ogmios: no answer with a date")
-        return Found(((asked_ms + now_ms()) // 2 - answer.date_s * 1000) // 1000)
+    async def _server_ms(self) -> int:
+        return server_ms(
+            await self._post("queryNetwork/startTime", self._timeouts.call_s, SHORT_MAX_BYTES), "Ogmios"
+        )
 
     @bounded
     async def genesis(self) -> Read[Genesis]:
@@ -128,9 +122,7 @@ class OgmiosKupo:
         _, rows = await self._list(address, f"{address}?unspent")
         if any(row.spend is not None or row.utxo.address != address for row in rows):
             return Unknown("Kupo: an output that is spent or of another address")
-        if sum(row.utxo.lovelace for row in rows) > MAX_LOVELACE:
-            return Unknown("Kupo: more lovelace than exists")
-        return Found(tuple(row.utxo for row in reversed(rows)))
+        return whole(tuple(row.utxo for row in reversed(rows)), "Kupo")
 
     @bounded
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
@@ -203,10 +195,10 @@ class OgmiosKupo:
         require_form(HASH, block_hash)
         slots, point = await self._slot_clock(), Point(slot, block_hash)
         parse = partial(parse_intersection, point=point)
-        located = await self._ask("findIntersection", parse, points=[_as_ogmios(point)])
-        if not located.is_on_chain:
-            return NotFound(located.tip_height)
-        height = located.tip_height if located.tip == point else self._heights.get(block_hash)
+        is_on_chain, tip, tip_height = await self._ask("findIntersection", parse, points=[_as_ogmios(point)])
+        if not is_on_chain:
+            return NotFound(tip_height)
+        height = tip_height if tip == point else self._heights.get(block_hash)
         if height is None:
             height = await self._height_by_next(point)
         if len(self._heights) >= _MAX_HEIGHTS:
@@ -227,12 +219,12 @@ class OgmiosKupo:
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         require_form(HASH, tx_id)
-        return classify(await self._post_tx(raw, self._submit_s), tx_id)
+        return classify(await self._post_tx(raw, self._timeouts.submit_s), tx_id)
 
     async def findings(self, address: str) -> tuple[str, ...]:
         """Submit one byte, no transaction, and compare what Kupo has of the address with the node's own list."""
         found = []
-        if error_code(await self._post_tx(b"\xff", self._call_s)) != NOT_A_TRANSACTION:
+        if error_code(await self._post_tx(b"\xff", self._timeouts.call_s)) != NOT_A_TRANSACTION:
             found.append("Ogmios takes no transactions")
         if not address:
             return tuple(found)
@@ -242,15 +234,8 @@ class OgmiosKupo:
             if self._lacks_row or in_ledger - {row.utxo.ref for row in rows}:
                 found.append(f"Kupo lacks outputs: {_START_KUPO.format(address)}, and without --prune-utxo")
         except Unanswered as failed:
-            found.append(failed.unknown.reason)
+            found.append(str(failed))
         return tuple(found)
-
-    async def aclose(self) -> None:
-        """Abort the calls in progress, which return Unknown, and free the connections."""
-        await self._http.aclose()
-
-    def pace(self, turn: Turn) -> None:
-        self._turn = turn
 
     # --- what both servers say together ---
 
@@ -260,9 +245,7 @@ class OgmiosKupo:
     async def _height(self, point: Point) -> int:
         """The height of a block of Kupo's that is on the node's chain."""
         block = await self.block(point.hash, point.slot)
-        if not isinstance(block, Found):
-            raise Unanswered(block if isinstance(block, Unknown) else _NOT_YET)
-        return block.value.height
+        return value_of(_NOT_YET if isinstance(block, NotFound) else block).height
 
     async def _genesis(self) -> Genesis:
         return await self._ask("queryNetwork/genesisConfiguration", parse_genesis, era="shelley")
@@ -304,14 +287,14 @@ class OgmiosKupo:
 
     async def _index(self, path: str, parse: Callable[[Any], T]) -> T:
         """Ask Kupo."""
-        answer = await self._http.get(f"{self._kupo}{path}", _JSON, {}, self._call_s, ANSWER_MAX_BYTES)
+        answer = await self._http.get(f"{self._kupo}{path}", _JSON, {}, self._timeouts.call_s, ANSWER_MAX_BYTES)
         return _found("Kupo", await parsed(answer, parse))
 
     # --- Ogmios ---
 
     async def _ask(self, method: str, parse: Callable[[Any], T], **params: object) -> T:
         """Ask Ogmios. That a block is not on the node's chain is an error of Ogmios', and an answer."""
-        answer = await self._post(method, self._call_s, ANSWER_MAX_BYTES, **params)
+        answer = await self._post(method, self._timeouts.call_s, ANSWER_MAX_BYTES, **params)
         if answer.status == 400 and error_code(answer) == NO_INTERSECTION:
             answer = replace(answer, status=200)
         return _found("Ogmios", await parsed(answer, parse))
@@ -356,19 +339,14 @@ def _as_ogmios(point: Point) -> dict[str, object]:
 
 def _found(server: str, read: Read[T]) -> T:
     """Return what a server answered, or raise. By its status it denies nothing."""
-    if isinstance(read, Found):
-        return read.value
-    raise Unanswered(replace(read, reason=f"{server}: {read.reason}") if isinstance(read, Unknown) else _NOT_YET)
-
-
-def _make(name: str, settings: ProviderSettings, network: str, secret: str | None) -> OgmiosKupo:
-    """Both servers are the operator's own, so there is no rate limit and no secret."""
-    return OgmiosKupo(name, settings.base_url, settings.index_url or "", network)
+    return value_of(replace(read, reason=f"{server}: {read.reason}") if isinstance(read, Unknown) else read)
 
 
 _NETWORKS = ("mainnet", "preprod", "preview")
 KIND = ProviderKind(
-    _make,
+    lambda name, settings, network, _secret: OgmiosKupo(
+        name, settings.base_url, settings.index_url or "", network
+    ),
     {**dict.fromkeys(_NETWORKS, "http://127.0.0.1:1337"), "devnet": "http://127.0.0.1:8490/ogmios"},
     parse_base_url,
     needs_secret=lambda _url: False,

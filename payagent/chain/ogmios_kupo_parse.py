@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from payagent.chain.json_answers import quantity, text_hash
+from payagent.chain.json_answers import expect, list_of, once, quantity, text_hash, text_of
 from payagent.chain.provider import ChainUtxo, Genesis, ProtocolParameters, SubmitAnswer, SubmitKind
 from payagent.chain.submit_answers import SHORT_MAX_BYTES, RawAnswer, classify_submit
 from payagent.core import strict_json
@@ -27,6 +27,7 @@ _LATER = (3005, 3997)
 _ASSET = re.compile(r"[0-9a-f]{56}(?:\.(?:[0-9a-f]{2}){1,32})?", re.ASCII)
 _ANCESTOR = re.compile(rb'"ancestor"\s*:\s*"([0-9a-f]{64})"')
 _HEIGHT = re.compile(rb'"height"\s*:\s*([0-9]{1,15})\s*[,}]')
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _UNIX_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -35,14 +36,6 @@ class Point(NamedTuple):
 
     slot: int
     hash: str
-
-
-class Located(NamedTuple):
-    """Whether a block is on the node's chain, and the node's newest block."""
-
-    is_on_chain: bool
-    tip: Point
-    tip_height: int
 
 
 class IndexedSpend(NamedTuple):
@@ -68,14 +61,13 @@ class Match(NamedTuple):
 # --- Ogmios ---
 
 
-def parse_intersection(body: Any, point: Point) -> Located:
+def parse_intersection(body: Any, point: Point) -> tuple[bool, Point, int]:
+    """Return whether a block is on the node's chain, the node's newest block, and its height."""
     if "error" in body:
-        if body["error"]["code"] != NO_INTERSECTION:
-            raise ValueError("another error")
-        return Located(False, *_tip(body["error"]["data"]["tip"]))
-    if _point(body["result"]["intersection"]) != point:
-        raise ValueError("another block")
-    return Located(True, *_tip(body["result"]["tip"]))
+        expect(body["error"]["code"] == NO_INTERSECTION, "another error")
+        return (False, *_tip(body["error"]["data"]["tip"]))
+    expect(_point(body["result"]["intersection"]) == point, "another block")
+    return (True, *_tip(body["result"]["tip"]))
 
 
 def _point(value: Any) -> Point:
@@ -102,9 +94,9 @@ def height_below(raw: bytes, block_hash: str) -> int:
 def parse_genesis(body: Any) -> Genesis:
     result = body["result"]
     length_s, rest = divmod(parse_units(result["slotLength"]["milliseconds"], "slotLength"), 1000)
+    expect(_TIME.fullmatch(result["startTime"]) is not None, "startTime is no time")
     started = (datetime.fromisoformat(result["startTime"]) - _UNIX_START) // timedelta(seconds=1)
-    if rest:
-        raise ValueError("slots are not of whole seconds")
+    expect(not rest, "slots are not of whole seconds")
     return Genesis(parse_count(result["networkMagic"], "networkMagic"), parse_count(started), length_s)
 
 
@@ -176,24 +168,19 @@ def parse_patterns(body: Any) -> bool:
 
 
 def parse_matches(body: Any) -> tuple[Match, ...]:
-    if type(body) is not list:
-        raise ValueError("not a list")
-    rows = tuple(map(_parse_match, body))
-    if len({row.utxo.ref for row in rows}) != len(rows):
-        raise ValueError("an output is listed twice")
+    rows = tuple(map(_parse_match, list_of(body)))
+    once((row.utxo.ref for row in rows), "an output")
     return rows
 
 
 def _parse_match(row: Any) -> Match:
-    made, value, address = parse_checkpoint(row["created_at"]), row["value"], row["address"]
+    made, value = parse_checkpoint(row["created_at"]), row["value"]
     held = dict(value["assets"]) if "assets" in value else {}
     units = {_asset(key): _quantity(raw, key) for key, raw in held.items()}
-    if not isinstance(address, str):
-        raise ValueError("not an address")
     utxo = ChainUtxo(
         tx_id=text_hash(row["transaction_id"]),
         index=parse_count(row["output_index"], "output_index"),
-        address=address,
+        address=text_of(row["address"], "not an address"),
         lovelace=_quantity(value["coins"], LOVELACE),
         assets={asset: count for asset, count in units.items() if count <= MAX_UNITS},
         block_hash=made.hash,
@@ -206,19 +193,17 @@ def _parse_match(row: Any) -> Match:
 
 def _asset(key: str) -> str:
     """Return policy and name, which Kupo separates by a dot. An empty name has none."""
-    if not _ASSET.fullmatch(key):
-        raise ValueError("not an asset")
+    expect(_ASSET.fullmatch(key) is not None, "not an asset")
     return key.replace(".", "")
 
 
 def _quantity(value: Any, unit: str) -> int:
-    if type(value) is not int:
-        raise ValueError("not an amount")
+    expect(type(value) is int, "not an amount")
     return quantity(str(value), unit)
 
 
 def _parse_spend(spent: Any) -> IndexedSpend:
     """Parse what spends an output. A database of Kupo before 2.10 did not keep which transaction does."""
-    if "transaction_id" not in spent or spent["transaction_id"] is None:
-        raise ValueError("spent by a transaction that it does not name: its database was made before Kupo 2.10")
+    named = "transaction_id" in spent and spent["transaction_id"] is not None
+    expect(named, "spent by a transaction that it does not name: its database was made before Kupo 2.10")
     return IndexedSpend(text_hash(spent["transaction_id"]), parse_checkpoint(spent))

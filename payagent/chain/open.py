@@ -6,15 +6,12 @@ No other module names a kind or its class: settings, init, doctor, backup and re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from payagent.chain import blockfrost, koios, ogmios_kupo
-from payagent.chain.provider import ChainProvider, Found, ProviderKind, Read
+from payagent.chain.provider import ChainProvider, Found, ProviderKind, Read, T
 from payagent.core.problems import Refused
 from payagent.secret_file import read_secret_file
 from payagent.settings.schema import ProviderSettings
-
-T = TypeVar("T")
 
 KINDS: dict[str, ProviderKind] = {
     "blockfrost": blockfrost.KIND,

@@ -7,12 +7,21 @@ Never: I/O, a clock.
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic
 
-from payagent.chain.provider import AddressTx, BlockSeen, ChainUtxo, Found, Movement, NotFound, Read, Unknown, Why
+from payagent.chain.provider import (
+    AddressTx,
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Movement,
+    NotFound,
+    Read,
+    T,
+    Unknown,
+    Why,
+)
 from payagent.core.aggregate import TxSeen
-
-T = TypeVar("T")
 
 PATIENCE_MS = 120_000
 MISSES_MIN = 3

@@ -7,7 +7,7 @@ Never: decides which providers are believed (`chain.quorum` does); concludes any
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 from payagent.chain.deadlines import in_time
 from payagent.chain.disputes import Disputes
@@ -18,6 +18,7 @@ from payagent.chain.provider import (
     Movement,
     NotFound,
     Read,
+    T,
     Unknown,
     Why,
     denies,
@@ -34,8 +35,6 @@ from payagent.chain.quorum_rules import (
 )
 from payagent.chain.throttled_provider import ProviderClock, ThrottledProvider
 from payagent.core.aggregate import TxSeen
-
-T = TypeVar("T")
 
 ANSWER_PATIENCE_S = 5.0
 """How long a provider may take once another (of three or more: two) has answered."""

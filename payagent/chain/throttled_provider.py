@@ -8,7 +8,7 @@ Never: sends a submission twice; changes a provider's answer.
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from payagent.chain.circuit_breaker import CLOSED, RESERVED_CALLS, Span, full_pause
 from payagent.chain.provider import (
@@ -23,14 +23,13 @@ from payagent.chain.provider import (
     Read,
     SubmitAnswer,
     SubmitKind,
+    T,
     Unknown,
     Why,
 )
 from payagent.core.aggregate import TxSeen
 from payagent.core.prometheus import Histogram
 from payagent.core.token_bucket import Rate, TokenBucket
-
-T = TypeVar("T")
 
 WAIT_MAX_S = 10.0
 """The longest time that a read waits for its turn."""

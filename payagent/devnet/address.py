@@ -8,7 +8,7 @@ Never: makes an address.
 import zlib
 from dataclasses import dataclass
 
-from payagent.devnet.cbor import MalformedError, Reader
+from payagent.devnet.cbor import Reader, require
 from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError
 
 MAINNET = 1
@@ -37,21 +37,17 @@ def read_address(address: bytes) -> AddressInfo:
     Raises `MalformedError` where the ledger's decoder refuses, and `LedgerError` for a pointer address, which the
     devnet does not support.
     """
-    if not address:
-        raise MalformedError("address: no bytes")
+    require(address != b"", "address: no bytes")
     kind = address[0] >> 4
     if kind == _BYRON:
         return _read_byron(address)
     if kind in (4, 5):
         raise LedgerError(UNSUPPORTED, "pointer address")
-    if kind > 7:
-        raise MalformedError(f"address: type {kind} is no payment address")
+    require(kind <= 7, f"address: type {kind} is no payment address")
     expected = _BASE_LENGTH if kind < 4 else _ENTERPRISE_LENGTH
-    if len(address) != expected:
-        raise MalformedError(f"address: {len(address)} bytes, {expected} were expected")
+    require(len(address) == expected, f"address: {len(address)} bytes, {expected} were expected")
     network_id = address[0] & 0x0F
-    if network_id > MAINNET:
-        raise MalformedError(f"address: network {network_id}")
+    require(network_id <= MAINNET, f"address: network {network_id}")
     return AddressInfo(network_id, False, None if kind & 1 else address[1:29])
 
 
@@ -62,8 +58,7 @@ def _read_byron(address: bytes) -> AddressInfo:
     payload = outer.bytes_("Byron address payload")
     checksum = outer.uint("Byron address checksum", 2**32 - 1)
     outer.end("Byron address")
-    if zlib.crc32(payload) != checksum:
-        raise MalformedError("Byron address: the checksum does not fit")
+    require(zlib.crc32(payload) == checksum, "Byron address: the checksum does not fit")
     inner = Reader(payload)
     _open_array(inner, 3, "Byron address payload")
     inner.bytes_("Byron address root", 28)
@@ -88,5 +83,4 @@ def _read_byron_attributes(reader: Reader) -> tuple[int, int]:
 
 
 def _open_array(reader: Reader, length: int, what: str) -> None:
-    if reader.expect(4, what) != length:
-        raise MalformedError(f"{what}: an array of {length} was expected")
+    require(reader.expect(4, what) == length, f"{what}: an array of {length} was expected")

@@ -22,7 +22,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
 from payagent.devnet.catalogue import json_object, read_body
-from payagent.devnet.faults import NOW, Fault, read_fault
+from payagent.devnet.faults import read_fault
 from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
 from payagent.devnet.node import Node, output_of
@@ -61,6 +61,11 @@ def _bad(message: str) -> _Failed:
     return _Failed(400, "Bad Request", message)
 
 
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise _bad(otherwise)
+
+
 def _address(request: Request) -> bytes:
     try:
         return parse_address(request.path_params["address"], _DEVNET).raw
@@ -73,8 +78,7 @@ def _page(request: Request, rows: Sequence[_Row]) -> Sequence[_Row]:
     count = _query_number(request, "count", 100, 100)
     page = _query_number(request, "page", 1, 21_474_836)
     order = request.query_params.get("order", "asc")
-    if order not in ("asc", "desc"):
-        raise _bad("querystring/order must be equal to one of the allowed values")
+    _require(order in ("asc", "desc"), "querystring/order must be equal to one of the allowed values")
     ordered = rows if order == "asc" else rows[::-1]
     return ordered[(page - 1) * count : page * count]
 
@@ -83,12 +87,9 @@ def _query_number(request: Request, name: str, default: int, most: int) -> int:
     text = request.query_params.get(name)
     if text is None:
         return default
-    if not _NUMBER.fullmatch(text):
-        raise _bad(f"querystring/{name} must be integer")
-    if int(text) < 1:
-        raise _bad(f"querystring/{name} must be >= 1")
-    if int(text) > most:
-        raise _bad(f"querystring/{name} must be <= {most}")
+    _require(_NUMBER.fullmatch(text) is not None, f"querystring/{name} must be integer")
+    _require(int(text) >= 1, f"querystring/{name} must be >= 1")
+    _require(int(text) <= most, f"querystring/{name} must be <= {most}")
     return int(text)
 
 
@@ -126,15 +127,11 @@ class ChainApi:
         except _Failed as failed:
             return failed.answer
         fault = self.node.switches.take("POST", request.url.path.removeprefix(API_ROOT))
-        honest = self._submit(raw, fault)
-        return honest if fault is None else spoil(honest, fault, self.stopping)
-
-    def _submit(self, raw: bytes, fault: Fault | None) -> Response:
-        accept, blocks = (NOW, 1) if fault is None else (fault.accept, fault.blocks)
         try:
-            return JSONResponse(self.node.submit(raw, accept, blocks))
+            honest: Response = JSONResponse(self.node.submit(raw, fault))
         except LedgerError as refused:
-            return _bad(shapes.refusal_message(refused)).answer
+            honest = _bad(shapes.refusal_message(refused)).answer
+        return honest if fault is None else spoil(honest, fault, self.stopping)
 
     def _authorise(self, request: Request) -> None:
         if self.project_id is None:
@@ -267,8 +264,7 @@ def _amounts(amounts: object) -> dict[str, int]:
         raise _bad('assets must be an object of unit and units, or a list of {"unit", "quantity"}.')
     pairs = [(row["unit"], row["quantity"]) for row in amounts]
     assets = {parse_asset(unit): parse_units(units, "units") for unit, units in pairs}
-    if len(assets) != len(pairs):
-        raise _bad("an asset is given twice.")
+    _require(len(assets) == len(pairs), "an asset is given twice.")
     return assets
 
 
@@ -300,10 +296,8 @@ class Switchboard:
         """{"address", "lovelace"?, "assets"?: {unit: units}} -> {"tx_hash"}; it lands in the next block."""
         address = parse_address(body.get("address"), _DEVNET)
         assets = _amounts(body.get("assets", {}))
-        if "lovelace" in assets and "lovelace" in body:
-            raise _bad("lovelace is given twice.")
-        if not (assets or "lovelace" in body):
-            raise _bad("lovelace or assets must be given.")
+        _require(not ("lovelace" in assets and "lovelace" in body), "lovelace is given twice.")
+        _require("lovelace" in body or assets != {}, "lovelace or assets must be given.")
         default = assets.pop("lovelace", FAUCET_RIDE_ALONG_LOVELACE)
         lovelace = parse_units(body.get("lovelace", default), "lovelace")
         check_supply("lovelace", lovelace, f"lovelace (at most {MAX_LOVELACE})")

@@ -24,6 +24,12 @@ class MalformedError(ValueError):
     """The ledger's decoder would not accept the bytes at this position."""
 
 
+def require(holds: bool, otherwise: str) -> None:
+    """Raise `MalformedError` unless the condition holds."""
+    if not holds:
+        raise MalformedError(otherwise)
+
+
 class Reader:
     """A cursor over one buffer. `pos` is the offset of the next item's first byte."""
 
@@ -35,8 +41,7 @@ class Reader:
 
     def major(self) -> int:
         """The major type of the next item. The cursor does not move."""
-        if self.pos >= len(self.buf):
-            raise MalformedError(f"the bytes end at {self.pos}, where an item was expected")
+        require(self.pos < len(self.buf), f"the bytes end at {self.pos}, where an item was expected")
         return self.buf[self.pos] >> 5
 
     def head(self) -> tuple[int, int]:
@@ -48,15 +53,15 @@ class Reader:
             return major, info
         if info == 31 and major in (BYTES, TEXT, ARRAY, MAP):
             return major, INDEFINITE
-        if info > 27:
-            raise MalformedError(f"reserved additional information {info} at byte {self.pos - 1}")
+        require(info <= 27, f"reserved additional information {info} at byte {self.pos - 1}")
         return major, int.from_bytes(self.take(1 << (info - 24)), "big")
 
     def take(self, count: int) -> bytes:
         """The next `count` raw bytes."""
         end = self.pos + count
-        if end > len(self.buf):
-            raise MalformedError(f"{count} bytes needed at byte {self.pos}, {len(self.buf) - self.pos} are left")
+        require(
+            end <= len(self.buf), f"{count} bytes needed at byte {self.pos}, {len(self.buf) - self.pos} are left"
+        )
         taken = self.buf[self.pos : end]
         self.pos = end
         return taken
@@ -65,31 +70,26 @@ class Reader:
         """Read a head of the expected major type and return its argument."""
         start = self.pos
         major, argument = self.head()
-        if major != expected:
-            raise MalformedError(f"{what}: major type {major} at byte {start}, {expected} was expected")
+        require(major == expected, f"{what}: major type {major} at byte {start}, {expected} was expected")
         return argument
 
     def uint(self, what: str, most: int = _WORD64_MAX) -> int:
         """Read an unsigned integer of any width, at most `most`."""
         value = self.expect(UINT, what)
-        if value > most:
-            raise MalformedError(f"{what}: {value} is above {most}")
+        require(value <= most, f"{what}: {value} is above {most}")
         return value
 
     def bytes_(self, what: str, length: int | None = None) -> bytes:
         """Read a byte string of definite length; of exactly `length` bytes if given."""
         count = self.expect(BYTES, what)
-        if count == INDEFINITE:
-            raise MalformedError(f"{what}: byte string of indefinite length")
-        if length is not None and count != length:
-            raise MalformedError(f"{what}: {count} bytes, {length} were expected")
+        require(count != INDEFINITE, f"{what}: byte string of indefinite length")
+        require(length in (None, count), f"{what}: {count} bytes, {length} were expected")
         return self.take(count)
 
     def boolean(self, what: str) -> bool:
         """Read true or false in their one-byte forms."""
         byte = self.take(1)[0]
-        if byte not in (0xF4, 0xF5):
-            raise MalformedError(f"{what}: neither true nor false")
+        require(byte in (0xF4, 0xF5), f"{what}: neither true nor false")
         return byte == 0xF5
 
     def skip(self, byte: int) -> bool:
@@ -102,8 +102,7 @@ class Reader:
     def tag(self, number: int, what: str) -> None:
         """Skip one expected tag."""
         actual = self.expect(TAG, what)
-        if actual != number:
-            raise MalformedError(f"{what}: tag {actual}, {number} was expected")
+        require(actual == number, f"{what}: tag {actual}, {number} was expected")
 
     def items(self, what: str) -> Iterator[int]:
         """Iterate over an array. The caller reads one item per iteration."""
@@ -113,11 +112,9 @@ class Reader:
     def array(self, length: int, what: str) -> Iterator[None]:
         """Read an array of exactly `length` items, which the block reads."""
         count = self.expect(ARRAY, what)
-        if count not in (length, INDEFINITE):
-            raise MalformedError(f"{what}: {count} items, {length} were expected")
+        require(count in (length, INDEFINITE), f"{what}: {count} items, {length} were expected")
         yield
-        if count == INDEFINITE and not self.skip(_BREAK):
-            raise MalformedError(f"{what}: more than {length} items")
+        require(count != INDEFINITE or self.skip(_BREAK), f"{what}: more than {length} items")
 
     def pairs(self, what: str) -> Iterator[int]:
         """Iterate over a map. The caller reads one key and one value per iteration."""
@@ -128,8 +125,7 @@ class Reader:
         seen: set[int] = set()
         for _ in self.pairs(what):
             key = self.uint(f"{what} key", most)
-            if key in seen:
-                raise MalformedError(f"{what}: key {key} twice")
+            require(key not in seen, f"{what}: key {key} twice")
             seen.add(key)
             yield key
 
@@ -168,14 +164,13 @@ class Reader:
         return b"".join(parts)
 
     def _chunk(self, size: int, what: str, most_bytes: int | None) -> bytes:
-        if size == INDEFINITE or (most_bytes is not None and size > most_bytes):
-            raise MalformedError(f"{what}: a piece of {size} bytes")
+        is_small = most_bytes is None or size <= most_bytes
+        require(size != INDEFINITE and is_small, f"{what}: a piece of {size} bytes")
         return self.take(size)
 
     def end(self, what: str) -> None:
         """Require that nothing follows."""
-        if self.pos != len(self.buf):
-            raise MalformedError(f"{what}: {len(self.buf) - self.pos} trailing bytes")
+        require(self.pos == len(self.buf), f"{what}: {len(self.buf) - self.pos} trailing bytes")
 
 
 def head(major: int, argument: int) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 
 from payagent.devnet import cbor
 from payagent.devnet.address import read_address
-from payagent.devnet.cbor import MalformedError, Reader
+from payagent.devnet.cbor import MalformedError, Reader, require
 from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError, OutRef, Tx, TxOut
 
 _UNSUPPORTED_BODY_FIELDS = {
@@ -109,8 +109,7 @@ def _read_body(reader: Reader) -> dict[int, Any]:
     for key in reader.keys("body"):
         if key in _UNSUPPORTED_BODY_FIELDS:
             raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_BODY_FIELDS[key]} in the body")
-        if key not in _BODY_FIELDS:
-            raise MalformedError(f"body: unknown field {key}")
+        require(key in _BODY_FIELDS, f"body: unknown field {key}")
         body[key] = _BODY_FIELDS[key](reader)
     if missing := {0, 1, 2} - body.keys():
         raise MalformedError(f"body: missing fields {sorted(missing)}")
@@ -123,8 +122,7 @@ def _read_inputs(reader: Reader) -> tuple[OutRef, ...]:
         with reader.array(2, "input"):
             tx_id = reader.bytes_("input transaction id", 32).hex()
             ref = (tx_id, reader.uint("input index", 0xFFFF))
-        if ref in inputs:
-            raise MalformedError(f"inputs: {tx_id}#{ref[1]} twice in the set")
+        require(ref not in inputs, f"inputs: {tx_id}#{ref[1]} twice in the set")
         inputs.append(ref)
     return tuple(inputs)
 
@@ -190,22 +188,17 @@ def _read_assets(reader: Reader) -> dict[str, int]:
     policies = set()
     for _ in reader.pairs("assets"):
         policy = reader.bytes_("policy id", 28).hex()
-        if policy in policies:
-            raise MalformedError(f"assets: policy {policy} twice")
+        require(policy not in policies, f"assets: policy {policy} twice")
         policies.add(policy)
         count = len(assets)
         for _ in reader.pairs("assets of a policy"):
             name = reader.bytes_("asset name")
-            if len(name) > 32:
-                raise MalformedError(f"asset name: {len(name)} bytes, at most 32")
+            require(len(name) <= 32, f"asset name: {len(name)} bytes, at most 32")
             asset = policy + name.hex()
-            if asset in assets:
-                raise MalformedError(f"assets: {asset} twice")
+            require(asset not in assets, f"assets: {asset} twice")
             assets[asset] = reader.uint("asset units")
-            if assets[asset] == 0:
-                raise MalformedError(f"assets: zero units of {asset}")
-        if len(assets) == count:
-            raise MalformedError(f"assets: policy {policy} without assets")
+            require(assets[asset] != 0, f"assets: zero units of {asset}")
+        require(len(assets) != count, f"assets: policy {policy} without assets")
     return assets
 
 
@@ -270,16 +263,13 @@ def _read_witnesses(reader: Reader) -> tuple[tuple[bytes, bytes], ...]:
     for key in reader.keys("witness set"):
         if key in _UNSUPPORTED_WITNESSES:
             raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_WITNESSES[key]} in the witness set")
-        if key != 0:
-            raise MalformedError(f"witness set: unknown field {key}")
+        require(key == 0, f"witness set: unknown field {key}")
         for _ in reader.set_items("key witnesses"):
             with reader.array(2, "key witness"):
                 witness = (reader.bytes_("verification key", 32), reader.bytes_("signature", 64))
-            if witness in witnesses:
-                raise MalformedError("key witnesses: the same twice in the set")
+            require(witness not in witnesses, "key witnesses: the same twice in the set")
             witnesses.append(witness)
-        if not witnesses:
-            raise MalformedError("key witnesses: an empty set")
+        require(witnesses != [], "key witnesses: an empty set")
     return tuple(witnesses)
 
 
@@ -299,8 +289,7 @@ def _read_aux(reader: Reader) -> bool:
     for key in reader.keys("auxiliary data"):
         if key in (1, 2, 3, 4):
             raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
-        if key != 0:
-            raise MalformedError(f"auxiliary data: unknown field {key}")
+        require(key == 0, f"auxiliary data: unknown field {key}")
         fits = _read_metadata(reader)
     return fits
 

@@ -60,6 +60,12 @@ class Unpayable(Exception):  # noqa: N818  a verdict, not an error of ours
         self.reason = reason
 
 
+def require(holds: object, reason: str) -> None:
+    """Raise `Unpayable` unless the condition holds."""
+    if not holds:
+        raise Unpayable(reason)
+
+
 @dataclass(frozen=True, slots=True)
 class VerifiedPayment:
     """A verified payment: the transaction, the payer, and what its settlement needs."""
@@ -74,17 +80,21 @@ class VerifiedPayment:
 
 
 def _check_header(requirements: Json, payment: Json, network: str) -> None:
-    if payment.get("x402Version") != 2 or isinstance(payment.get("x402Version"), bool):
-        raise Unpayable(f"{PAYLOAD}_unsupported_version")
+    require(
+        payment.get("x402Version") == 2 and not isinstance(payment.get("x402Version"), bool),
+        f"{PAYLOAD}_unsupported_version",
+    )
     accepted = _object(payment.get("accepted"))
-    if accepted.get("scheme") != "exact" or requirements.get("scheme") != "exact":
-        raise Unpayable(UNSUPPORTED_SCHEME)
-    if not canonical(accepted.get("network")) == canonical(requirements.get("network")) == network:
-        raise Unpayable(NETWORK_MISMATCH)
+    require(accepted.get("scheme") == "exact" and requirements.get("scheme") == "exact", UNSUPPORTED_SCHEME)
+    require(
+        canonical(accepted.get("network")) == canonical(requirements.get("network")) == network, NETWORK_MISMATCH
+    )
     asset, amount = requirements.get("asset"), requirements.get("amount")
     is_valid = isinstance(asset, str) and _ASSET.fullmatch(asset) and isinstance(amount, str)
-    if not is_valid or not _AMOUNT.fullmatch(str(amount)) or _whole(requirements.get("maxTimeoutSeconds")) <= 0:
-        raise Unpayable(REQUIREMENTS)
+    require(
+        is_valid and _AMOUNT.fullmatch(str(amount)) and _whole(requirements.get("maxTimeoutSeconds")) > 0,
+        REQUIREMENTS,
+    )
 
 
 def canonical(network: object) -> object:
@@ -95,16 +105,14 @@ def canonical(network: object) -> object:
 def _read_policy(requirements: Json, payment: Json) -> tuple[int, bool]:
     """(newer blocks needed to settle, or -1 for the mempool; whether the payer submits)."""
     extra = _object(requirements.get("extra"))
-    if extra.get("assetTransferMethod", "default") != "default":
-        raise Unpayable(UNSUPPORTED_SCHEME)
+    require(extra.get("assetTransferMethod", "default") == "default", UNSUPPORTED_SCHEME)
     policy = extra.get("confirmationPolicy", {"l1Confirmations": DEFAULT_CONFIRMATIONS})
     depth = policy.get("l1Confirmations") if isinstance(policy, dict) and len(policy) == 1 else None
     submission = extra.get("submissionPolicy")
     if type(depth) is not int or not IN_MEMPOOL <= depth <= MOST_CONFIRMATIONS or submission not in list(_MODES):
         raise Unpayable(f"{REQUIREMENTS}_policy")
     mode = _object(payment.get("payload")).get("submissionMode", "server")
-    if mode not in _MODES[submission]:
-        raise Unpayable(PAYLOAD)
+    require(mode in _MODES[submission], PAYLOAD)
     return depth, mode == "client"
 
 
@@ -143,16 +151,11 @@ def _whole(value: object) -> int:
 
 def _check_form(tx: Tx, nonce: OutRef, node: Node) -> None:
     """The checks that do not need the chain's UTxOs."""
-    if tx.network_id not in (None, node.chain.params.network_id):
-        raise Unpayable(f"{PAYLOAD}_network_id_mismatch")
-    if not tx.witnesses:
-        raise Unpayable(f"{PAYLOAD}_unsigned")
-    if unverified_keys(tx):
-        raise Unpayable(f"{PAYLOAD}_invalid_signature")
-    if nonce not in tx.inputs:
-        raise Unpayable(f"{PAYLOAD}_nonce_not_in_inputs")
-    if not tx.is_valid:
-        raise Unpayable(f"{PAYLOAD}_phase2_invalid")
+    require(tx.network_id in (None, node.chain.params.network_id), f"{PAYLOAD}_network_id_mismatch")
+    require(tx.witnesses, f"{PAYLOAD}_unsigned")
+    require(not unverified_keys(tx), f"{PAYLOAD}_invalid_signature")
+    require(nonce in tx.inputs, f"{PAYLOAD}_nonce_not_in_inputs")
+    require(tx.is_valid, f"{PAYLOAD}_phase2_invalid")
 
 
 def _check_window(tx: Tx, timeout_s: int, node: Node, sent: bool) -> None:
@@ -162,20 +165,17 @@ def _check_window(tx: Tx, timeout_s: int, node: Node, sent: bool) -> None:
     seconds.
     """
     slot = node.chain.slot
-    if tx.ttl_slot is None or (tx.ttl_slot > node.chain.tip.slot + timeout_s and not sent):
+    if tx.ttl_slot is None:
         raise Unpayable(f"{PAYLOAD}_ttl_too_far")
-    if tx.ttl_slot <= slot and not sent:
-        raise Unpayable(f"{PAYLOAD}_ttl_expired")
-    if tx.start_slot is not None and tx.start_slot > slot:
-        raise Unpayable(f"{PAYLOAD}_not_yet_valid")
+    require(sent or tx.ttl_slot <= node.chain.tip.slot + timeout_s, f"{PAYLOAD}_ttl_too_far")
+    require(sent or tx.ttl_slot > slot, f"{PAYLOAD}_ttl_expired")
+    require(tx.start_slot is None or tx.start_slot <= slot, f"{PAYLOAD}_not_yet_valid")
 
 
 def _check_inputs(tx: Tx, nonce: OutRef, node: Node) -> None:
     """Check that the inputs are unspent as of the tip. As for a provider, mempool outputs do not count."""
-    if nonce not in node.chain.utxos:
-        raise Unpayable(f"{PAYLOAD}_nonce_not_on_chain")
-    if any(ref not in node.chain.utxos for ref in tx.inputs):
-        raise Unpayable(f"{PAYLOAD}_input_not_available")
+    require(nonce in node.chain.utxos, f"{PAYLOAD}_nonce_not_on_chain")
+    require(all(ref in node.chain.utxos for ref in tx.inputs), f"{PAYLOAD}_input_not_available")
 
 
 def _payer(tx: Tx, owned: TxOut | None) -> str:
@@ -186,8 +186,7 @@ def _payer(tx: Tx, owned: TxOut | None) -> str:
     if owned is None:
         return ""
     signers = {blake2b(key, digest_size=28).digest() for key, _ in tx.witnesses}
-    if read_address(owned.address).key_hash not in signers:
-        raise Unpayable(f"{PAYLOAD}_payer_not_witness")
+    require(read_address(owned.address).key_hash in signers, f"{PAYLOAD}_payer_not_witness")
     return encode_address(owned.address).text
 
 
@@ -202,14 +201,11 @@ def _check_ledger(tx: Tx, node: Node) -> None:
 def _check_output(requirements: Json, tx: Tx) -> None:
     """Check that one output holds the whole amount. Several outputs to the same address do not add up."""
     to_recipient = [out for out in tx.outputs if encode_address(out.address).text == requirements.get("payTo")]
-    if not to_recipient:
-        raise Unpayable(f"{PAYLOAD}_recipient_mismatch")
+    require(to_recipient, f"{PAYLOAD}_recipient_mismatch")
     asset = str(requirements["asset"]).replace(".", "")
     paid_units = [out.lovelace if asset == "lovelace" else out.assets.get(asset, 0) for out in to_recipient]
-    if not any(paid_units):
-        raise Unpayable(f"{PAYLOAD}_asset_mismatch")
-    if max(paid_units) < int(str(requirements["amount"])):
-        raise Unpayable(f"{PAYLOAD}_amount_insufficient")
+    require(any(paid_units), f"{PAYLOAD}_asset_mismatch")
+    require(max(paid_units) >= int(str(requirements["amount"])), f"{PAYLOAD}_amount_insufficient")
 
 
 # --- settlement --------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
 from payagent.devnet import blockfrost_shapes as shapes
 from payagent.devnet.catalogue import json_object, read_body
-from payagent.devnet.faults import NOW, SUBMIT_PATH, Fault
+from payagent.devnet.faults import SUBMIT_PATH, Fault
 from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, OutRef, Tx, TxOut
 from payagent.devnet.node import Node, output_of
@@ -85,9 +85,8 @@ class KoiosApi:
         if isinstance(raw, Response):
             return raw
         fault = self.node.switches.take("POST", SUBMIT_PATH)
-        accept, blocks = (NOW, 1) if fault is None else (fault.accept, fault.blocks)
         try:
-            honest: Response = JSONResponse(self.node.submit(raw, accept, blocks), 202)
+            honest: Response = JSONResponse(self.node.submit(raw, fault), 202)
         except LedgerError as refused:
             honest = Response(shapes.refusal_message(refused), 400, media_type="application/json")
         return honest if fault is None else spoil(honest, fault, self.stopping)

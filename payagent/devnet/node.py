@@ -9,7 +9,7 @@ Never: does I/O.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from payagent.devnet.faults import LATER, NOW, Switches
+from payagent.devnet.faults import LATER, NOW, Fault, Switches
 from payagent.devnet.ledger import Chain, DevnetBlock, LedgerError, OutRef, Params, Tx, TxOut, decode_tx
 
 SLOT_LENGTH_MS = 1000
@@ -43,14 +43,14 @@ class Node:
         """When a slot began, in POSIX seconds."""
         return self.system_start_s + slot
 
-    def submit(self, raw: bytes, accept: str = NOW, blocks: int = 1) -> str:
+    def submit(self, raw: bytes, fault: Fault | None = None) -> str:
         """Accept, delay or silently drop a transaction. Returns its id. Raises `LedgerError`."""
         self.tick()
-        if accept == NOW:
+        if fault is None or fault.accept == NOW:
             return self.chain.submit(raw)
         tx_id = decode_tx(raw).tx_id
-        if accept == LATER:
-            self.held.append((self.chain.tip.height + blocks, raw))
+        if fault.accept == LATER:
+            self.held.append((self.chain.tip.height + fault.blocks, raw))
         return tx_id
 
     def faucet(
@@ -98,23 +98,19 @@ class Node:
         if behind == 0:
             return self.chain.utxos_at(address) if self.chain.txs_at(address) else None
         cutoff = max(0, self.chain.tip.height - behind)
-        if not any(self._height(tx_id) <= cutoff for tx_id in self.chain.txs_at(address)):
-            return None
-        rows = [row for row in self.chain.utxos_at(address) if self._height(row[0][0]) <= cutoff]
-        rows += [row for row in self._spent_since(cutoff, address) if self._height(row[0][0]) <= cutoff]
-        return sorted(rows, key=lambda row: (self._height(row[0][0]), row[0]))
+        made = [tx_id for tx_id in self.chain.txs_at(address) if self._height(tx_id) <= cutoff]
+        refs = [(tx_id, index) for tx_id in made for index in range(len(self._outputs(tx_id)))]
+        unspent = [ref for ref in refs if self._height(self.chain.spender.get(ref, "")) > cutoff]
+        rows = [(ref, self._outputs(ref[0])[ref[1]]) for ref in unspent]
+        return [(ref, out) for ref, out in rows if out.address == address] if made else None
 
     def _height(self, tx_id: str) -> int:
         found = self.chain.tx(tx_id)
         return found[1].height if found and found[1] else self.chain.tip.height + 1
 
-    def _spent_since(self, cutoff: int, address: bytes) -> list[tuple[OutRef, TxOut]]:
-        rows = []
-        for block in self.chain.blocks[cutoff + 1 :]:
-            for tx in block.txs:
-                outs = [(ref, output_of(self.chain, ref)) for ref in tx.inputs]
-                rows += [(ref, out) for ref, out in outs if out is not None and out.address == address]
-        return rows
+    def _outputs(self, tx_id: str) -> tuple[TxOut, ...]:
+        found = self.chain.tx(tx_id)
+        return found[0].outputs if found else ()
 
 
 def output_of(chain: Chain, ref: OutRef) -> TxOut | None:

@@ -22,7 +22,7 @@ from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
 from payagent.devnet import blockfrost_shapes as shapes
 from payagent.devnet.blockfrost_shapes import Json
-from payagent.devnet.faults import NOW, SUBMIT_PATH, Fault
+from payagent.devnet.faults import SUBMIT_PATH, Fault
 from payagent.devnet.faulty_responses import another, spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
 from payagent.devnet.node import Node
@@ -268,9 +268,8 @@ class _Session:
         return {"result": [{"transaction": {"id": tx_id}, "index": index} for tx_id, index in refs]}
 
     def _submit(self, transaction: Mapping[str, str]) -> Json:
-        accept, blocks = (NOW, 1) if self.fault is None else (self.fault.accept, self.fault.blocks)
         try:
-            tx_id = self.node.submit(bytes.fromhex(transaction["cbor"]), accept, blocks)
+            tx_id = self.node.submit(bytes.fromhex(transaction["cbor"]), self.fault)
         except LedgerError as refused:
             code = min(_CODES.get(rule, _UNEXPECTED) for rule, _ in refused.failures)
             return _error(code, error=refused.detail)

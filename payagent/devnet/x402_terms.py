@@ -27,6 +27,7 @@ from payagent.devnet.facilitator import (
     PAYLOAD,
     Unpayable,
     read_transaction,
+    require,
 )
 from payagent.devnet.merchant import DEVNET, Terms
 from payagent.devnet.settings import STRICT, BadSettings, made
@@ -186,20 +187,16 @@ def read_proof(proof: str) -> Json:
 def _payment_v2(proof: str, call: X402Request, expected: Json) -> Json:
     """A version 2 payment, which must repeat the requirements."""
     payment = read_proof(proof)
-    if payment.get("accepted") != expected:
-        raise Unpayable(NO_MATCH)
-    if payment.get("resource") not in (None, resource(call.url)):
-        raise Unpayable(PAYLOAD)
+    require(payment.get("accepted") == expected, NO_MATCH)
+    require(payment.get("resource") in (None, resource(call.url)), PAYLOAD)
     return payment
 
 
 def _payment_v1(proof: str, _call: X402Request, expected: Json) -> Json:
     """A version 1 payment in version 2's form. It names no nonce, so its first input is used."""
     payment = read_proof(proof)
-    if payment.get("x402Version") != 1:
-        raise Unpayable(f"{PAYLOAD}_unsupported_version")
-    if payment.get("network") != DEVNET.wire:
-        raise Unpayable(NETWORK_MISMATCH)
+    require(payment.get("x402Version") == 1, f"{PAYLOAD}_unsupported_version")
+    require(payment.get("network") == DEVNET.wire, NETWORK_MISMATCH)
     inputs = read_transaction(payment).inputs
     nonce = f"{inputs[0][0]}#{inputs[0][1]}" if inputs else None
     carried = payment.get("payload")
@@ -226,8 +223,7 @@ def read_identifier(payment: Json, x402: X402) -> str | None:
     info = identifier.get("info") if isinstance(identifier, dict) else None
     if not isinstance(info, dict) or "id" not in info:
         raise BadIdentifier(f"{IDENTIFIER} is required")
-    if info.get("required") is not (x402.payment_identifier == "required"):
-        raise Unpayable(ECHO_MISMATCH)
+    require(info.get("required") is (x402.payment_identifier == "required"), ECHO_MISMATCH)
     if not isinstance(info["id"], str) or not _IDENTIFIER.fullmatch(info["id"]):
         raise BadIdentifier(f"{IDENTIFIER} must be 16 to 128 of A-Z a-z 0-9 _ -")
     return info["id"]

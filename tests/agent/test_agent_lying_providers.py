@@ -17,7 +17,7 @@ from kit.http import NO_TLS
 from kit.providers import FAKE, providers, raised, tip_of, told
 
 from payagent.agent.base.chain_view import TTL_CAP_S
-from payagent.chain.blockfrost import Timeouts
+from payagent.chain.adapter import Timeouts
 from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import State
 from payagent.store.rows import alerts

@@ -41,7 +41,8 @@ from kit.effort import pick
 from kit.http import compressed
 
 from payagent.agent.chain_sync.follow_up import SENT_AT_ONCE_MAX
-from payagent.chain.blockfrost import Blockfrost, Timeouts
+from payagent.chain.adapter import Timeouts
+from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -1058,3 +1059,18 @@ async def test_a_value_that_is_not_a_hash_is_never_put_into_a_path(
 def test_a_base_url_of_another_scheme_is_refused() -> None:
     with pytest.raises(Refused, match="config_invalid"):
         Blockfrost("main", "ftp://127.0.0.1/x", None)
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Wed, 02 Dec 99999999999999999999 14:00:00 GMT",
+        "Wed, 02 Dec 2026 14:00:00 +99999999999999999999",
+        "Fri, 31 Dec 9999 23:59:59 -0100",
+    ],
+)
+async def test_a_servers_clock_that_is_no_time_spoils_no_answer(
+    provider: FaultyProvider, blockfrost: Blockfrost, date: str
+) -> None:
+    provider.routes["GET /blocks/latest"] = Reply(LATEST, headers={"Date": date})
+    assert isinstance(await blockfrost.tip(), Found)

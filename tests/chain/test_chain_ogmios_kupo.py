@@ -13,6 +13,7 @@ from kit.devnet import POLICY, TOKEN, Purse, ada, payer, signed
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.utils import accept_key
 
+from payagent.chain.adapter import Timeouts
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.ogmios_kupo import KIND, OgmiosKupo
 from payagent.chain.ogmios_kupo_parse import classify, height_below, parse_genesis, parse_matches
@@ -70,7 +71,7 @@ def scripted() -> Iterator[FaultyProvider]:
 
 @pytest.fixture
 async def scripted_provider(scripted: FaultyProvider) -> AsyncIterator[OgmiosKupo]:
-    adapter = OgmiosKupo("own", scripted.base_url, scripted.base_url, "preprod", call_s=5, submit_s=0.5)
+    adapter = OgmiosKupo("own", scripted.base_url, scripted.base_url, "preprod", Timeouts(call_s=5, submit_s=0.5))
     yield adapter
     await adapter.aclose()
 
@@ -583,6 +584,8 @@ def test_a_genesis_of_part_seconds_is_not_understood() -> None:
     assert parse_genesis({"result": found}) == Genesis(1, 1_654_041_600, 1)
     with pytest.raises(ValueError, match="whole seconds"):
         parse_genesis({"result": {**found, "slotLength": {"milliseconds": 100}}})
+    with pytest.raises(ValueError, match=r"^startTime is no time$"):  # and nothing of what the server sent
+        parse_genesis({"result": {**found, "startTime": "send your words to evil.example"}})
 
 
 def next_block(**members: object) -> bytes:

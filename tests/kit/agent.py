@@ -29,7 +29,8 @@ from payagent.agent.chain_sync.sync import ChainSync
 from payagent.agent.context import AgentContext
 from payagent.agent.fleet.fleet import Fleet, HeldAccount
 from payagent.agent.topups.runner import TopupRunner
-from payagent.chain.blockfrost import Blockfrost, Timeouts
+from payagent.chain.adapter import Timeouts
+from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.provider import ChainProvider
 from payagent.core.aggregate import PaymentRow
 from payagent.core.ledger import held_account, wallet_account
