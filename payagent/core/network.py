@@ -43,7 +43,7 @@ def how_to_fund(network: str, chain_url: str, address: str) -> str:
     """How people fund a wallet: its address and, except on mainnet, where test ADA is free."""
     faucet = "https://docs.cardano.org/cardano-testnets/tools/faucet"
     if network == "devnet":
-        url, body = chain_url.removesuffix("/api/v0"), f'{{"address": "{address}", "lovelace": "500000000"}}'
+        url, body = "/".join(chain_url.split("/")[:3]), f'{{"address": "{address}", "lovelace": "500000000"}}'
         faucet = f"curl -s {url}/devnet/faucet -H 'content-type: application/json' -d '{body}'"
     return f"Send ADA to {address}." + ("" if network == "mainnet" else f" Test ADA is free:\n  {faucet}")
 

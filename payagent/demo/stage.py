@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
-from payagent.chain.open import NAMED_BY_URL, chosen
+from payagent.chain.open import KINDS, NAMED_BY_URL, chosen
 from payagent.devnet.server import DevnetThread
 from payagent.init import Choices, Made, initialise
 from payagent.settings.schema import ProviderSettings
@@ -245,10 +245,8 @@ def served_by(devnet: DevnetThread, kind: str | None) -> ProviderSettings:
 
     Raises `DemoFailed`.
     """
-    try:
-        usual = chosen(kind or NAMED_BY_URL, "devnet")
-    except ValueError as error:
-        raise DemoFailed(f"--provider: {error}") from None
+    require(kind is None or kind in KINDS, f"--provider: write one of {', '.join(KINDS)}")
+    usual = chosen(kind or NAMED_BY_URL, "devnet")
     base_url, index_url = (url and devnet.origin + urlsplit(url).path for url in (usual.base_url, usual.index_url))
     return usual.model_copy(update={"base_url": base_url, "index_url": index_url})
 

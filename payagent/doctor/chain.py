@@ -45,7 +45,7 @@ def _require_server(tip: Read[BlockSeen], configured: ProviderSettings, example:
         detail = f"base_url is wrong: {getattr(tip, 'reason', 'there is no newest block')}"
         raise Refused("config_invalid", detail, fix=f"Set base_url to the complete URL, such as {example}.")
     if isinstance(tip, Unknown) and tip.why is Why.OUTAGE:
-        fix = "Check that its server runs, and that base_url in [[chain.providers]] is right."
+        fix = "Check that its servers run, and that base_url and index_url in [[chain.providers]] are right."
         raise Refused("chain_not_ready", f"no answer: {tip.reason}", fix=fix)
 
 

@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, reply: Reply) -> None:
         raw = reply.raw()
         length = len(raw) + (10 if reply.fault == "short" else 0)
-        self.send_response(reply.status)
+        (self.send_response_only if "Date" in reply.headers else self.send_response)(reply.status)
         self.send_header("Content-Type", reply.content_type)
         self.send_header("Content-Length", str(length))
         for name, value in reply.headers.items():

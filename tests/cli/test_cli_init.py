@@ -305,13 +305,26 @@ def test_init_writes_the_path_of_the_project_id_file_and_does_not_read_it(one: t
 
 
 def test_a_wallet_may_have_several_providers(tmp_path: Path) -> None:
-    made(tmp_path, "--provider", "http://127.0.0.1:2", "--project-id-file", tmp_path / "id")
+    made(tmp_path, "--provider", "http://127.0.0.1:2")
     chain = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).chain
     assert [(one.kind, one.base_url) for one in chain.providers] == [
         ("blockfrost", CHAIN),
         ("blockfrost", "http://127.0.0.1:2"),
     ]
-    assert [one.token_file is None for one in chain.providers] == [False, True]
+
+
+def test_a_token_is_given_to_no_provider_that_may_be_the_wrong_one(tmp_path: Path) -> None:
+    wanted = ("--provider", "http://127.0.0.1:2", "--project-id-file", tmp_path / "id")
+    result = invoke(*arguments(tmp_path, *wanted))
+    assert result.error["code"] == "config_invalid"
+    assert "whose token is it?" in result.error["detail"]
+    assert not (tmp_path / "config.toml").exists()
+
+
+def test_the_url_of_a_kinds_own_servers_means_that_kind(tmp_path: Path) -> None:
+    made(tmp_path, "--provider", KINDS["koios"].urls["devnet"])
+    chain = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).chain
+    assert [one.kind for one in chain.providers] == ["blockfrost", "koios"]
 
 
 def listing(folder: Path) -> set[str]:
