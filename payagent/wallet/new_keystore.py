@@ -10,9 +10,11 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -26,8 +28,12 @@ from payagent.wallet.keystore import (
     SCRYPT_P,
     SCRYPT_R,
     VERSION,
+    VERSION_HSM,
     Header,
+    Hsm,
+    HsmKey,
     authenticated,
+    enterprise_address,
     open_keystore,
     read_header,
     require_bounded,
@@ -63,6 +69,39 @@ def create(
     header = Header(network, account, address.text)
     _write_new(path, _encrypted(path, seed, header, passphrase, scrypt_n, randomness))
     return header
+
+
+def hsm_of(uris: Sequence[str]) -> Hsm:
+    """Parse PKCS#11 URIs (RFC 7512) of the keys in an HSM, in the order of the accounts.
+
+    Example: `pkcs11:token=payagent;object=payagent-0?module-path=/usr/lib/softhsm/libsofthsm2.so`. Refused:
+    `config_invalid`.
+    """
+    places = [_parts(uri) for uri in uris]
+    module, token, _ = places[0]
+    labels = [label for *_, label in places]
+    if len(set(labels)) != len(labels) or {place[:2] for place in places} != {(module, token)}:
+        raise Refused("config_invalid", "--keystore: all keys need one module, one token and labels of their own")
+    return Hsm(module, token, "", tuple(map(HsmKey, labels)))
+
+
+def _parts(uri: str) -> tuple[str, str, str]:
+    """The module's path, the token's label and the key's label."""
+    scheme, _, rest = uri.partition(":")
+    fields = [part.partition("=") for part in rest.replace("?", ";").replace("&", ";").split(";")]
+    values = {name: unquote(value) for name, _, value in fields}
+    is_complete = set(values) == {"token", "object", "module-path"} and len(fields) == len(values)
+    if scheme != "pkcs11" or not is_complete or not all(values.values()) or values["module-path"][0] != "/":
+        raise Refused("config_invalid", "--keystore: write pkcs11:token=TOKEN;object=KEY?module-path=/PATH")
+    return values["module-path"], values["token"], values["object"]
+
+
+def create_hsm(path: Path, hsm: Hsm, network: Network) -> Header:
+    """Write a new keystore that names keys of an HSM. Refused: as `create`."""
+    address = enterprise_address(network, hsm.public_keys[0]).text
+    document = {"version": VERSION_HSM, "network": network.name, "address": address, **asdict(hsm)}
+    _write_new(path, json.dumps(document, indent=2).encode() + b"\n")
+    return Header(network, 0, address, hsm)
 
 
 def change_passphrase(path: Path, old: str, new: str) -> Header:
