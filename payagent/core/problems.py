@@ -546,8 +546,8 @@ PROBLEMS: dict[str, Problem] = {
         400,
         5,
         "The keystore cannot be opened",
-        "Check the passphrase, the file's mode (0600) and that the file is complete. If the keys are in an HSM, check "
-        "its PIN and keys first: the PIN is not tried again before the next start.",
+        "Check the passphrase, the file's mode (0600) and that the file is complete. If the keys are in an HSM, "
+        "correct its PIN or keys before the next start, which tries the PIN once.",
         money="",
     ),
     "keystore_locked": Problem(
@@ -871,8 +871,8 @@ PROBLEMS: dict[str, Problem] = {
         4,
         "The HSM cannot sign now",
         "Check that the HSM and its connector run. payagent asks it again by itself.",
-        money="An admitted payment keeps its money held and is signed once the HSM is back, if its invoice has time "
-        "left then.",
+        money="An admitted payment keeps its money held and is signed once the HSM is back, if its invoice has "
+        "time left then.",
         retryable=True,
         agent="Repeat the same call in a minute.",
     ),
@@ -898,8 +898,8 @@ PROBLEMS: dict[str, Problem] = {
         503,
         4,
         "The HSM signs wrongly",
-        "Nothing is signed until the daemon is restarted. Run `payagent doctor` first, and find out whether the HSM, "
-        "its module or its keys were changed.",
+        "Nothing is signed until the daemon is restarted. Run `payagent doctor` first, and find out whether the "
+        "HSM, its module or its keys were changed.",
         money="Nothing was submitted. Admitted payments keep their money held.",
         agent=_TELL_PERSON,
     ),

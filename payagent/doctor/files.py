@@ -13,10 +13,12 @@ from payagent.api.http.tls import server_context
 from payagent.core.ledger import add
 from payagent.core.policy import ANY
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import CheckResult, finding, opened, own_address
+from payagent.doctor.check_result import CheckResult, finding, opened, own_address, own_header
+from payagent.doctor.hsm import check_hsm
 from payagent.outbound.telegram import bot_token
 from payagent.outbound.webhook import signing_key
 from payagent.secret_file import (
+    SecretFile,
     read_header_secret,
     read_secret_file,
     require_own_folder,
@@ -68,7 +70,7 @@ def check_files(
         finding("socket folder", lambda: _socket_folder(settings.api.socket.parent)),
         finding("set at run time", lambda: _set_at_run_time(settings)),
         finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret)),
-        finding("passphrase", lambda: _passphrase(settings, environ)),
+        *_unlocking(settings, environ),
         _fence(settings, config, environ),
     )
     for target in settings.notifications:
@@ -92,7 +94,7 @@ def _config(settings: Settings, config: Path, looked_for: Iterable[Path], enviro
     """Check that neither another user nor the daemon itself can change the config of the next start."""
     checked = require_unchanged_by_others(config)
     with suppress(OSError):  # unreadable files have checks of their own
-        plan = sandbox_plan(settings, config, passphrase_file(settings, environ, can_ask=True))
+        plan = sandbox_plan(settings, config, _secret_file(settings, environ))
         require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
     return checked
 
@@ -227,9 +229,24 @@ def _chats(settings: Settings, target: str) -> CheckResult:
     return CheckResult(f"chats of {target}", detail, is_warning=True)
 
 
+def _secret_file(settings: Settings, environ: Mapping[str, str]) -> SecretFile | None:
+    """Where the daemon will find the passphrase, or the PIN of the HSM that has the keys."""
+    header = own_header(settings)
+    return passphrase_file(settings, environ, can_ask=True, in_hsm=header is not None and header.hsm is not None)
+
+
+def _unlocking(settings: Settings, environ: Mapping[str, str]) -> Iterator[CheckResult]:
+    """Whether the keys can be used: by the passphrase, or by the HSM."""
+    header = own_header(settings)
+    if header is None or header.hsm is None:
+        yield finding("passphrase", lambda: _passphrase(settings, environ))
+    else:
+        yield from check_hsm(settings, header.hsm, _secret_file(settings, environ))
+
+
 def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     """Where the daemon will find the passphrase, and whether it opens the keystore."""
-    source = passphrase_file(settings, environ, can_ask=True)
+    source = _secret_file(settings, environ)
     if source is None:
         return f"asked for on a terminal at start, unless the service has the credential {CREDENTIAL_NAME}"
     open_keystore(settings.data_dir / KEYSTORE_FILE, read_secret_file(source.path, private=source.private))
@@ -239,7 +256,7 @@ def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
 def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> CheckResult:
     """Which secret files the sandbox will hide from the daemon at its next start."""
     try:
-        passphrase = passphrase_file(settings, environ, can_ask=True)
+        passphrase = _secret_file(settings, environ)
         plan = sandbox_plan(settings, config, passphrase)
     except (OSError, Refused) as error:
         return CheckResult("fence", f"cannot be checked: {error}", is_warning=True)

@@ -66,8 +66,8 @@ class SignerProcess:
         """Return the signature, if the signer's own policy allows the body. Call it after `watch`.
 
         A cancelled caller does not take the next caller's answer.
-        Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`. If the key
-        is in an HSM: `signer_away`, `signer_wrong`.
+        Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`. With an
+        HSM: `signer_away`, `signer_wrong`.
         """
         self._require_alive()
         waiting: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

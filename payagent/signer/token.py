@@ -11,11 +11,12 @@ Never: decides what is signed; loads the module in the signer; tries a refused P
 """
 
 import os
-import select
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 HASH_BYTES, SIGNATURE_BYTES = 32, 64
 PAUSE_MAX_S = 60.0
+_LOOK_US = 50_000  # the confined signer cannot poll: it looks at the time as often
 
 # execve, execveat, ptrace, process_vm_readv, process_vm_writev, mount, move_mount, bpf
 _CALLS = {
@@ -108,16 +110,8 @@ class TokenProcess:
 
     def __init__(self, sock: socket.socket, answer_s: int) -> None:
         self._socket, self._answer_s = sock, answer_s
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
         self._is_busy = self._is_wrong = False
-
-    def receive(self) -> bytes:
-        """Return the next answer. Raises EOFError when the process has ended."""
-        answer = self._socket.recv(MESSAGE_BYTES_MAX)
-        if not answer:
-            raise EOFError("the token process has ended")
-        return answer
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, _LOOK_US))
 
     def signature(self, key: int, public_key: bytes, tx_id: bytes) -> bytes:
         """Return a verified signature. The late answer to another request is dropped.
@@ -130,10 +124,12 @@ class TokenProcess:
             self._require_right()
             if not self._is_busy:
                 self._socket.send(bytes((key,)) + tx_id)
-            self._is_busy = not self._poll.poll(max(end_s - time.monotonic(), 0) * 1000)
-            if self._is_busy:
+            self._is_busy = True
+            with suppress(BlockingIOError):
+                answer = _received(self._socket)
+                self._is_busy = False
+            if self._is_busy and time.monotonic() >= end_s:
                 raise TokenAway(f"the HSM has not answered in {self._answer_s} s")
-            answer = self.receive()
         signature = signature_of(answer[HASH_BYTES:])
         self._is_wrong = not is_signature(signature, tx_id, public_key)
         self._require_right()
@@ -179,9 +175,16 @@ def started(
         finally:
             os._exit(0)
     its.close()
-    process = TokenProcess(ours, answer_s)
-    signature_of(process.receive())
-    return process
+    signature_of(_received(ours))
+    return TokenProcess(ours, answer_s)
+
+
+def _received(sock: socket.socket) -> bytes:
+    """The next answer. Raises EOFError when the process has ended."""
+    answer = sock.recv(MESSAGE_BYTES_MAX)
+    if not answer:
+        raise EOFError("the token process has ended")
+    return answer
 
 
 def _confine(parent: int) -> None:
