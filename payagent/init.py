@@ -27,7 +27,6 @@ from payagent.settings.config_file import TOKEN_FILE
 from payagent.settings.loading import load_settings
 from payagent.settings.paths import KEYSTORE_FILE, LEDGER_FILE, WORDS_FILE, require_config_out_of_reach
 from payagent.settings.schema import ProviderSettings, Settings
-from payagent.signer.token import open_token
 from payagent.store.db.lease import lease
 from payagent.store.db.unit import Unit
 from payagent.store.db.writer import Writer
@@ -307,8 +306,10 @@ def _make_keystore(
 
 def _make_hsm_keystore(settings: Settings, chosen: HsmChoices, undo: Undo) -> Header:
     """Find the keys in the HSM, after making them if that was chosen, try each, and write down which they are."""
+    from payagent.signer.pkcs11_token import Pkcs11Token
+
     path, network = settings.data_dir / KEYSTORE_FILE, NETWORKS[settings.network]
-    token = open_token(creation.hsm_of(chosen.uris), settings.keystore.environment, network)
+    token = Pkcs11Token(creation.hsm_of(chosen.uris), settings.keystore.environment, network)
     token.log_in(chosen.pin, generate=chosen.generate)
     for number in range(len(token.hsm.keys)):
         token.try_key(number)

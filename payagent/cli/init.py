@@ -171,7 +171,14 @@ def init(
         tokens=tokens,
         passphrase_file=passphrase_file,
         app=app,
-        hsm=HsmChoices(keystores, _read_pin(terminal, pin_file, network), pin_file, generate)
+        hsm=HsmChoices(
+            keystores,
+            click.prompt("PIN of the HSM", hide_input=True, err=True)
+            if pin_file is None
+            else _read_passphrase(terminal, pin_file, private=network != "devnet"),
+            pin_file,
+            generate,
+        )
         if keystores
         else None,
     )
@@ -263,12 +270,6 @@ def _read_passphrase(terminal: Terminal, path: Path, *, private: bool) -> str:
     if path.stat().st_mode & 0o077:
         terminal.say(f"note: {path} can be read by others; only the devnet allows that")
     return passphrase
-
-
-def _read_pin(terminal: Terminal, path: Path | None, network: str | None) -> str:
-    if path is None:
-        return str(click.prompt("PIN of the HSM", hide_input=True, err=True))
-    return _read_passphrase(terminal, path, private=network != "devnet")
 
 
 def _read_words(terminal: Terminal, path: Path) -> str:

@@ -222,6 +222,7 @@ def make_wallet(folder: Path, devnet: DevnetThread, provider: str | None, *, in_
 
     It reads the devnet by this kind of chain provider. `in_hsm`: its key is in a token of SoftHSM.
     """
+    environ = {"HOME": str(folder), "SOFTHSM2_CONF": str(folder / "softhsm2.conf")}
     passphrase_file = folder / "passphrase"
     passphrase = secrets.token_urlsafe(24)
     passphrase_file.touch(mode=0o600)
@@ -235,28 +236,22 @@ def make_wallet(folder: Path, devnet: DevnetThread, provider: str | None, *, in_
         partners={"t": "demo"},
         passphrase=passphrase,
         passphrase_file=None if in_hsm else passphrase_file,
-        hsm=_soft_hsm(folder, passphrase, passphrase_file) if in_hsm else None,
+        hsm=_soft_hsm(folder, environ, passphrase, passphrase_file) if in_hsm else None,
     )
-    ports, environ = Ports(SystemClock(), SystemRandomness()), {"HOME": str(folder), **_softhsm_environ(folder)}
+    ports = Ports(SystemClock(), SystemRandomness())
     made = initialise(choices, environ, ports, show_words=None, randomness=os.urandom)
     with made.config.open("a") as config:
         config.write(_TOPUP + _TOKEN_LIMITS)
     return made
 
 
-def _softhsm_environ(folder: Path) -> dict[str, str]:
-    return {"SOFTHSM2_CONF": str(folder / "softhsm2.conf")}
-
-
-def _soft_hsm(folder: Path, pin: str, pin_file: Path) -> HsmChoices:
+def _soft_hsm(folder: Path, environ: Mapping[str, str], pin: str, pin_file: Path) -> HsmChoices:
     """Make a token of SoftHSM in the folder. Raises `DemoFailed`."""
     require(SOFTHSM.exists(), f"{SOFTHSM} is missing. Install SoftHSM2 (Debian's package softhsm2)")
     (folder / "tokens").mkdir()
-    (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
-    token = ("--init-token", "--free", "--label", "payagent", "--so-pin", pin, "--pin", pin)
-    subprocess.run(
-        ["softhsm2-util", *token], env=os.environ | _softhsm_environ(folder), check=True, stdout=subprocess.DEVNULL
-    )  # noqa: S603, S607
+    Path(environ["SOFTHSM2_CONF"]).write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
+    command = ("softhsm2-util", "--init-token", "--free", "--label", "payagent", "--so-pin", pin, "--pin", pin)
+    subprocess.run(command, env=os.environ | environ, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
     uri = f"pkcs11:token=payagent;object=payagent-0?module-path={SOFTHSM}"
     return HsmChoices([uri], pin, pin_file, generate=True)
 

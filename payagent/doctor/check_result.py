@@ -1,7 +1,7 @@
 """The result of one check, the ledger opened for checks, and the wallet's address."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 from payagent.core.problems import Refused
@@ -12,7 +12,7 @@ from payagent.store.db.engine import read_fleet_store
 from payagent.store.db.opening import require_ledger
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection
-from payagent.wallet.keystore import Header, read_header
+from payagent.wallet.keystore import Hsm, read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,19 @@ def finding(name: str, check: Callable[[], str]) -> CheckResult:
         return CheckResult(name, refused.detail, refused)
 
 
-def own_header(settings: Settings) -> Header | None:
-    """The keystore's public part; None when it cannot be read, which has a check of its own."""
+def own_address(settings: Settings) -> str | None:
+    """The keystore's address; None when it cannot be read, which has a check of its own."""
     try:
-        return read_header(settings.data_dir / KEYSTORE_FILE)
+        return read_header(settings.data_dir / KEYSTORE_FILE).address
     except Refused:
         return None
 
 
-def own_address(settings: Settings) -> str | None:
-    """The keystore's address; None as `own_header`."""
-    return None if (header := own_header(settings)) is None else header.address
+def own_hsm(settings: Settings) -> Hsm | None:
+    """Where the wallet's keys are in an HSM. None as `own_address`, or if they are not."""
+    with suppress(Refused):
+        return read_header(settings.data_dir / KEYSTORE_FILE).hsm
+    return None
 
 
 @contextmanager

@@ -417,9 +417,7 @@ class KeystoreSettings(SettingsTable):
     passphrase_file: AbsolutePath | None = None
     pin_file: AbsolutePath | None = None
     answer_s: Annotated[Count, Field(ge=1, le=60)] = 10
-    environment: Annotated[Mapping[str, str], WrapSerializer(lambda table, serialize: serialize(dict(table)))] = (
-        Field(default_factory=lambda: MappingProxyType({}))
-    )
+    environment: Mapping[str, str] = {}
 
 
 class Settings(SettingsTable):

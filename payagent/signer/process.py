@@ -26,7 +26,7 @@ from payagent.secret_file import read_secret_file
 from payagent.signer.hardening import for_good
 from payagent.signer.messages import MESSAGE_BYTES_MAX, REFUSED, SIGNED, packed
 from payagent.signer.policy import Policy, clocks_of
-from payagent.signer.token import HashSigner, TokenKey, open_token, started
+from payagent.signer.token import HashSigner, TokenKey, started
 from payagent.wallet.keys import Account
 from payagent.wallet.keystore import Header, Hsm, enterprise_address, read_header, unlock
 
@@ -104,7 +104,9 @@ def _open_hsm(header: Header, hsm: Hsm, order: dict[str, Any], sock: socket.sock
     network, keys = header.network, hsm.public_keys
 
     def make() -> HashSigner:
-        token = open_token(hsm, order["hsm"]["environment"], network)
+        from payagent.signer.pkcs11_token import Pkcs11Token
+
+        token = Pkcs11Token(hsm, order["hsm"]["environment"], network)
         token.log_in(pin)
         return token
 

@@ -15,29 +15,21 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import CryptoError
 
 from payagent import seccomp
-from payagent.core.network import Network
 from payagent.core.problems import Refused
-from payagent.secret_file import open_to_others, require_unchanged_by_others
 from payagent.signer.hardening import before_the_secret, require_parent
 from payagent.signer.messages import MESSAGE_BYTES_MAX, REFUSED, SIGNED, packed, signature_of
 from payagent.wallet.keys import body_hash, key_hash
-from payagent.wallet.keystore import Hsm
 
-if TYPE_CHECKING:
-    from payagent.signer.pkcs11_token import Pkcs11Token
-
-HASH_BYTES, SIGNATURE_BYTES = 32, 64
-PAUSE_MAX_S = 60.0
+HASH_BYTES, SIGNATURE_BYTES, PAUSE_MAX_S = 32, 64, 60.0
 _LOOK_US = 50_000  # the confined signer cannot poll: it looks at the time as often
 
 # execve, execveat, ptrace, process_vm_readv, process_vm_writev, mount, move_mount, bpf
@@ -49,17 +41,11 @@ _CALLS = {
 
 
 class TokenAway(Refused):
-    """The HSM cannot sign now, and may be back by itself."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__("signer_away", detail)
+    """`signer_away`: the HSM cannot sign now, and may be back by itself."""
 
 
 class TokenRefused(Refused):
-    """The HSM has another PIN or key, which only a person mends."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__("keystore_invalid", detail)
+    """`keystore_invalid`: the HSM has another PIN or key, which only a person mends."""
 
 
 class HashSigner(Protocol):
@@ -70,31 +56,6 @@ class HashSigner(Protocol):
 
     def sign_hash(self, key: int, tx_id: bytes) -> bytes:
         """Return the Ed25519 signature (RFC 8032, 64 bytes) over the 32 bytes, by the key of this account."""
-
-
-def require_module(module: Path, network: Network) -> str:
-    """Check that only root can change the module, which sees the PIN; return path and mode.
-
-    On the devnet it may be this user's. Refused `config_invalid`.
-    """
-    checked = require_unchanged_by_others(module)
-    if module.stat().st_uid != 0 and network.name != "devnet":
-        raise open_to_others(f"{module} is not root's: programs of its owner can replace it", f"chown 0 {module}")
-    return checked
-
-
-def open_token(hsm: Hsm, environment: Mapping[str, str], network: Network) -> "Pkcs11Token":
-    """Load the HSM's module into this process, with more variables of the environment, and find the token.
-
-    Refused: `signer_away`, `keystore_invalid`, and `config_invalid` for the module's file.
-    """
-    require_module(Path(hsm.module), network)
-    os.environ.update(environment)
-    try:
-        from payagent.signer.pkcs11_token import Pkcs11Token
-    except ImportError:
-        raise TokenRefused("payagent's extra pkcs11 is missing: install cardano-payagent[pkcs11]") from None
-    return Pkcs11Token(hsm)
 
 
 def is_signature(signature: bytes, data: bytes, public_key: bytes) -> bool:
@@ -116,28 +77,24 @@ class TokenProcess:
     def signature(self, key: int, public_key: bytes, tx_id: bytes) -> bytes:
         """Return a verified signature. The late answer to another request is dropped.
 
-        Refused: `signer_away`; `keystore_invalid` if the HSM refuses the PIN; `signer_wrong`, then for good.
-        Raises EOFError when the process has ended.
+        Refused: `signer_away`; `keystore_invalid` if the HSM refuses the PIN; `signer_wrong`, then always.
+        Raises OSError when the process has ended.
         """
         end_s, answer = time.monotonic() + self._answer_s, b""
         while not answer.startswith(tx_id):
-            self._require_right()
             if not self._is_busy:
                 self._socket.send(bytes((key,)) + tx_id)
             self._is_busy = True
             with suppress(BlockingIOError):
-                answer = _received(self._socket)
+                answer = self._socket.recv(MESSAGE_BYTES_MAX)
                 self._is_busy = False
             if self._is_busy and time.monotonic() >= end_s:
-                raise TokenAway(f"the HSM has not answered in {self._answer_s} s")
+                raise TokenAway("signer_away", f"the HSM has not answered in {self._answer_s} s")
         signature = signature_of(answer[HASH_BYTES:])
-        self._is_wrong = not is_signature(signature, tx_id, public_key)
-        self._require_right()
-        return signature
-
-    def _require_right(self) -> None:
+        self._is_wrong = self._is_wrong or not is_signature(signature, tx_id, public_key)
         if self._is_wrong:
             raise Refused("signer_wrong", "a signature of the HSM is not by the wallet's key")
+        return signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +132,8 @@ def started(
         finally:
             os._exit(0)
     its.close()
-    signature_of(_received(ours))
+    signature_of(ours.recv(MESSAGE_BYTES_MAX))
     return TokenProcess(ours, answer_s)
-
-
-def _received(sock: socket.socket) -> bytes:
-    """The next answer. Raises EOFError when the process has ended."""
-    answer = sock.recv(MESSAGE_BYTES_MAX)
-    if not answer:
-        raise EOFError("the token process has ended")
-    return answer
 
 
 def _confine(parent: int) -> None:
@@ -193,9 +142,7 @@ def _confine(parent: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     before_the_secret()
     require_parent(parent)
-    numbers = seccomp.here(_CALLS)
-    denied = [(seccomp.JUMP_IF_EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
-    seccomp.install([*denied, (seccomp.RETURN, 0, 0, seccomp.ALLOW), (seccomp.RETURN, 0, 0, seccomp.DENY)])
+    seccomp.install(seccomp.among(_CALLS, seccomp.DENY, seccomp.ALLOW))
 
 
 def serve(sock: socket.socket, make: Callable[[], HashSigner], pinned: tuple[bytes, ...]) -> None:
@@ -206,7 +153,7 @@ def serve(sock: socket.socket, make: Callable[[], HashSigner], pinned: tuple[byt
     try:
         token = make()
         if token.keys() != pinned:
-            raise TokenRefused("the HSM has another key than keystore.json")
+            raise TokenRefused("keystore_invalid", "the HSM has another key than keystore.json")
     except Refused as refused:
         sock.send(REFUSED + packed(refused))
         return
@@ -216,9 +163,9 @@ def serve(sock: socket.socket, make: Callable[[], HashSigner], pinned: tuple[byt
         key, tx_id, is_pause = message[0], message[1:], time.monotonic() < until_s
         try:
             if len(tx_id) != HASH_BYTES or key >= len(pinned):
-                raise TokenRefused("the signer asks for more than the signature of a transaction")
+                raise TokenRefused("keystore_invalid", "the signer asks for no signature of a transaction")
             if is_pause:
-                raise TokenAway(why)
+                raise TokenAway("signer_away", why)
             sock.send(tx_id + SIGNED + token.sign_hash(key, tx_id))
             pause_s = 0.0
         except TokenAway as away:

@@ -194,13 +194,9 @@ def _is_hsm_keystore(document: dict[str, Any]) -> bool:
         and all(isinstance(key, dict) and set(key) == {"label", "id", "public_key"} for key in keys)
         and all(isinstance(text, str) for key in keys for text in key.values())
         and all(_is_hex(key["public_key"], 32) and _is_hex(key["id"], len(key["id"]) // 2) for key in keys)
-        and document["address"] == _first_address(document)
+        and document["address"]
+        == enterprise_address(NETWORKS[document["network"]], bytes.fromhex(keys[0]["public_key"])).text
     )
-
-
-def _first_address(document: dict[str, Any]) -> str:
-    public_key = bytes.fromhex(document["keys"][0]["public_key"])
-    return enterprise_address(NETWORKS[document["network"]], public_key).text
 
 
 def _is_keystore(document: dict[str, Any]) -> bool:

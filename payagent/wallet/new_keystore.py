@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -78,22 +79,21 @@ def hsm_of(uris: Sequence[str]) -> Hsm:
     `config_invalid`.
     """
     places = [_parts(uri) for uri in uris]
-    module, token, _ = places[0]
-    labels = [label for *_, label in places]
-    if len(set(labels)) != len(labels) or {place[:2] for place in places} != {(module, token)}:
-        raise Refused("config_invalid", "--keystore: all keys need one module, one token and labels of their own")
-    return Hsm(module, token, "", tuple(map(HsmKey, labels)))
+    if len(set(places)) < len(places) or len({place[:2] for place in places}) > 1:
+        raise Refused(
+            "config_invalid", "--keystore: all keys need the same token and module, and another label each"
+        )
+    token, module, _ = places[0]
+    return Hsm(module, token, "", tuple(HsmKey(label) for *_, label in places))
 
 
 def _parts(uri: str) -> tuple[str, str, str]:
-    """The module's path, the token's label and the key's label."""
-    scheme, _, rest = uri.partition(":")
-    fields = [part.partition("=") for part in rest.replace("?", ";").replace("&", ";").split(";")]
-    values = {name: unquote(value) for name, _, value in fields}
-    is_complete = set(values) == {"token", "object", "module-path"} and len(fields) == len(values)
-    if scheme != "pkcs11" or not is_complete or not all(values.values()) or values["module-path"][0] != "/":
+    """The token's label, the module's path and the key's label."""
+    parts = re.fullmatch(r"pkcs11:token=([^;?&]+);object=([^;?&]+)\?module-path=(/[^;?&]+)", uri)
+    if parts is None:
         raise Refused("config_invalid", "--keystore: write pkcs11:token=TOKEN;object=KEY?module-path=/PATH")
-    return values["module-path"], values["token"], values["object"]
+    token, label, module = map(unquote, parts.groups())
+    return token, module, label
 
 
 def create_hsm(path: Path, hsm: Hsm, network: Network) -> Header:

@@ -1,4 +1,4 @@
-"""An HSM in software: Debian's SoftHSM2 with a token in a folder, and a shim before it that goes wrong on demand."""
+"""An HSM in software: Debian's SoftHSM2 with a token in a folder, and a shim before it that goes wrong."""
 
 import os
 import shutil
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kit.canaries import plant
 
+from kit.canaries import plant
 from payagent.core.network import NETWORKS, Network
 from payagent.signer.pkcs11_token import Pkcs11Token
-from payagent.signer.token import open_token
 from payagent.wallet.keystore import Header
 from payagent.wallet.new_keystore import create_hsm, hsm_of
 
@@ -67,7 +66,7 @@ class SoftHsm:
     def opened(self, *labels: str, generate: bool = False, network: Network = NETWORKS["devnet"]) -> Pkcs11Token:
         """The token in this process, logged in, with these keys."""
         hsm = hsm_of([self.uri(label) for label in labels or ("payagent-0",)])
-        token = open_token(hsm, self.environment, network)
+        token = Pkcs11Token(hsm, self.environment, network)
         token.log_in(PIN, generate=generate)
         return token
 
