@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import pkcs11
 import pytest
 
 from kit.canaries import plant
@@ -65,14 +66,28 @@ class SoftHsm:
 
     def opened(self, *labels: str, generate: bool = False, network: Network = NETWORKS["devnet"]) -> Pkcs11Token:
         """The token in this process, logged in, with these keys."""
+        unload()
         hsm = hsm_of([self.uri(label) for label in labels or ("payagent-0",)])
         token = Pkcs11Token(hsm, self.environment, network)
         token.log_in(PIN, generate=generate)
         return token
 
+    def rename(self, label: str, new: str) -> None:
+        """Give a key pair another label."""
+        token, of = self.opened(label)._look(), pkcs11.Attribute
+        session = token.open(rw=True, user_pin=PIN)
+        for one in list(session.get_objects({of.LABEL: label})):
+            one[of.LABEL] = new
+
     def keystore(self, path: Path, *labels: str, network: Network = NETWORKS["devnet"]) -> Header:
         """Write keystore.json for keys that exist."""
         return create_hsm(path, self.opened(*labels).hsm, network)
+
+
+def unload() -> None:
+    """Leave no module initialised in this process: another one may bring the same SoftHSM."""
+    for library in pkcs11._loaded.values():
+        library.finalize()
 
 
 def make_softhsm(folder: Path, *, shim: bool = False) -> SoftHsm:
