@@ -6,7 +6,7 @@ fails.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +41,8 @@ _SPLITS = (
     'split_mode = "additional"',
 )
 PASSPHRASE_LENGTH_MIN = 8
+MODULE_VARIABLES = ("SOFTHSM2_CONF", "YUBIHSM_PKCS11_CONF", "P11NETHSM_CONFIG_FILE")
+"""What PKCS#11 modules read to find their own config."""
 
 Undo = list[Callable[[], object]]
 """Steps that undo the work so far, in the order of the work."""
@@ -55,8 +57,20 @@ class FirstApp:
 
 
 @dataclass(frozen=True, slots=True)
+class HsmChoices:
+    """PKCS#11 URIs of the keys by account, the HSM's PIN and its file, and whether the keys are made now."""
+
+    uris: Sequence[str]
+    pin: str = field(repr=False)
+    pin_file: Path | None = None
+    generate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Choices:
     """The operator's choices. `merchants` are origins by name, `partners` are X-Partner values by name.
+
+    With `hsm` there are neither words nor a passphrase.
 
     All paths are absolute. `data_dir` None means the default, `words` None means new ones. `tokens` are those of
     providers by the file that each is written to. Without `app` the operator is the only app.
@@ -73,6 +87,7 @@ class Choices:
     tokens: Mapping[Path, str] = field(default_factory=dict, repr=False)
     passphrase_file: Path | None = None
     app: FirstApp | None = None
+    hsm: HsmChoices | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +115,17 @@ def initialise(
 ) -> Made:
     """Create everything, or nothing. Without `show_words`, new words are in a 0600 file in the data folder.
 
-    Refused: `already_exists`, `config_invalid`, `mnemonic_invalid`, `passphrase_too_short`.
+    Keys that it made in an HSM stay there if a later step fails.
+
+    Refused: `already_exists`, `config_invalid`, `mnemonic_invalid`, `passphrase_too_short`. For keys in an HSM:
+    `signer_away`, `keystore_invalid`.
     """
-    if choices.network != "devnet" or choices.words:  # restored words may hold money elsewhere
+    if choices.hsm is None and (
+        choices.network != "devnet" or choices.words
+    ):  # restored words may hold money elsewhere
         require_long(choices.passphrase)
     with undone_on_failure() as undo:
-        write_new(choices.config, config_text(choices), undo)
+        write_new(choices.config, config_text(choices, environ), undo)
         try:
             settings = load_settings(choices.config, environ)
         except Refused as refused:
@@ -120,12 +140,16 @@ def initialise(
         make_private_folder(settings.data_dir, undo, config=choices.config)
         require_none(settings.data_dir)
         words = choices.words or creation.new_words(randomness)
-        words_file = None if choices.words or show_words else settings.data_dir / WORDS_FILE
+        words_file = None if choices.words or choices.hsm or show_words else settings.data_dir / WORDS_FILE
         if words_file is not None:
             write_new(words_file, words + "\n", undo)
-        elif show_words is not None and choices.words is None:
+        elif show_words is not None and choices.words is None and choices.hsm is None:
             show_words(words)
-        header = _make_keystore(settings, words, choices.passphrase, randomness, undo)
+        header = (
+            _make_keystore(settings, words, choices.passphrase, randomness, undo)
+            if choices.hsm is None
+            else _make_hsm_keystore(settings, choices.hsm, undo)
+        )
         token = new_token(ports.randomness)
         app_token = new_token(ports.randomness)
         _make_ledger(settings.data_dir / LEDGER_FILE, ports, token, choices.app, app_token, undo)
@@ -194,7 +218,7 @@ def _require_own(path: Path) -> None:
         )
 
 
-def config_text(choices: Choices) -> str:
+def config_text(choices: Choices, environ: Mapping[str, str]) -> str:
     """Build the config file: the choices without defaults. For the T Backend it also sets the split mode."""
     data_dir, passphrase = choices.data_dir, choices.passphrase_file
     merchants = (_merchant(name, origin, choices.partners.get(name)) for name, origin in choices.merchants.items())
@@ -209,8 +233,19 @@ def config_text(choices: Choices) -> str:
         *(line for provider in choices.providers for line in _provider(provider)),
         *(line for merchant in merchants for line in merchant),
         *(["", "[keystore]", _READ_AT_START, _path("passphrase_file", passphrase)] if passphrase else ()),
+        *(_hsm_lines(choices.hsm, environ) if choices.hsm else ()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _hsm_lines(hsm: HsmChoices, environ: Mapping[str, str]) -> list[str]:
+    """The lines of the HSM's PIN, and of the variables that its module reads now."""
+    variables = ", ".join(f"{name} = {_quote(environ[name])}" for name in MODULE_VARIABLES if name in environ)
+    return [
+        *("", "[keystore]"),
+        *([_READ_AT_START, _path("pin_file", hsm.pin_file)] if hsm.pin_file else ()),
+        *(["# For the HSM's PKCS#11 module.", f"environment = {{ {variables} }}"] if variables else ()),
+    ]
 
 
 def _provider(provider: ProviderSettings) -> list[str]:
@@ -271,6 +306,20 @@ def _make_keystore(
         settings.keystore.account,
         randomness=randomness,
     )
+    undo.append(path.unlink)
+    return header
+
+
+def _make_hsm_keystore(settings: Settings, chosen: HsmChoices, undo: Undo) -> Header:
+    """Find the keys in the HSM, after making them if that was chosen, try each, and write down which they are."""
+    from payagent.signer.pkcs11_token import Pkcs11Token
+
+    path, network = settings.data_dir / KEYSTORE_FILE, NETWORKS[settings.network]
+    token = Pkcs11Token(creation.hsm_of(chosen.uris), settings.keystore.environment, network)
+    token.log_in(chosen.pin, generate=chosen.generate)
+    for number in range(len(token.hsm.keys)):
+        token.try_key(number)
+    header = creation.create_hsm(path, token.hsm, network)
     undo.append(path.unlink)
     return header
 

@@ -54,6 +54,13 @@ def when(number: int, argument: int, values: Sequence[int], then: int, otherwise
     return [(JUMP_IF_EQUAL, 0, len(inside), number), *inside]
 
 
+def among(calls: Calls, then: int, otherwise: int) -> list[Step]:
+    """Build steps that decide by whether the call is one of these. Raises OSError on an unknown machine."""
+    numbers = here(calls)
+    jumps = [(JUMP_IF_EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
+    return [*jumps, (RETURN, 0, 0, otherwise), (RETURN, 0, 0, then)]
+
+
 def install(steps: Sequence[Step]) -> None:
     """Install a filter for this thread and its children. `steps` begin with the call number loaded.
 

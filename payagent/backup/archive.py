@@ -20,7 +20,7 @@ from payagent.core.problems import Refused
 
 VERSION: Final = 1
 MANIFEST, KEYSTORE, LEDGER = "manifest.json", "keystore.json", "ledger.db"
-KEYSTORE_BYTES_MAX = 4096
+KEYSTORE_BYTES_MAX = 32_768
 _MANIFEST_BYTES_MAX = 4096
 _BLOCK_BYTES = tarfile.BLOCKSIZE
 _PIECE_BYTES = 1024 * 1024

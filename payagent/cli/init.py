@@ -71,6 +71,15 @@ def _print_example(context: click.Context, _parameter: click.Parameter, is_set: 
     "--passphrase-file", type=_absolute, metavar="FILE", help="File (0600) with the keystore's passphrase."
 )
 @click.option(
+    "--keystore",
+    "keystores",
+    multiple=True,
+    metavar="URI",
+    help="Keep the key in an HSM: 'pkcs11:token=T;object=KEY?module-path=/PATH'. Repeatable, by account.",
+)
+@click.option("--pin-file", type=_absolute, metavar="FILE", help="File (0600) with the HSM's PIN.")
+@click.option("--generate", is_flag=True, help="Make the keys in the HSM. Without it they exist already.")
+@click.option(
     "--config",
     type=_absolute,
     metavar="FILE",
@@ -104,6 +113,9 @@ def init(
     merchants: tuple[str, ...],
     partners: tuple[str, ...],
     passphrase_file: Path | None,
+    keystores: tuple[str, ...],
+    pin_file: Path | None,
+    generate: bool,
     config: Path | None,
     data_dir: Path | None,
     restore: Path | None,
@@ -114,15 +126,22 @@ def init(
     setting was missing, it also adds a first app with a limit. Without a terminal it writes the words to a 0600
     file in the data dir and names it on stderr: move that file off this machine. The operator token has every
     scope and is saved as operator.token in the data dir, where other commands find it. Nothing is overwritten.
+
+    With --keystore the wallet's keys are in an HSM. Then there are neither words nor a passphrase.
     """
     from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
-    from payagent.init import Choices, initialise, lacks_token, named_providers
+    from payagent.init import Choices, HsmChoices, initialise, lacks_token, named_providers
 
     config, app = config or _default_config(), None
     tokens: dict[Path, str] = {}
     origins = {name: origin_part(url) for name, url in _pairs(map(_named, merchants), "--merchant").items()}
     partner_by_name = _partners(partners, origins)
-    needed = {"--network": network, "--provider": providers or None, "--passphrase-file": passphrase_file}
+    if bool(keystores) < bool(pin_file or generate) or (keystores and (restore or passphrase_file)):
+        raise click.UsageError(
+            "--pin-file and --generate go with --keystore, --restore and --passphrase-file without"
+        )
+    secret = {"--pin-file": pin_file} if keystores else {"--passphrase-file": passphrase_file}
+    needed = {"--network": network, "--provider": providers or None, **secret}
     missing, can_ask = [name for name, value in needed.items() if value is None], terminal.can_ask
     if missing and can_ask:
         terminal.say(questions.WHAT_COMES)
@@ -143,13 +162,25 @@ def init(
         data_dir=data_dir,
         merchants=origins,
         partners=partner_by_name,
-        passphrase=ask_passphrase()
+        passphrase=""
+        if keystores
+        else ask_passphrase()
         if passphrase_file is None
         else _read_passphrase(terminal, passphrase_file, private=network != "devnet" or restore is not None),
         words=None if restore is None else _read_words(terminal, restore),
         tokens=tokens,
         passphrase_file=passphrase_file,
         app=app,
+        hsm=HsmChoices(
+            keystores,
+            click.prompt("PIN of the HSM", hide_input=True, err=True)
+            if pin_file is None
+            else _read_passphrase(terminal, pin_file, private=network != "devnet"),
+            pin_file,
+            generate,
+        )
+        if keystores
+        else None,
     )
     ports = Ports(SystemClock(), SystemRandomness())
     show_words = partial(questions.show_words, terminal) if can_ask else None
@@ -162,6 +193,10 @@ def _show_result(terminal: Terminal, created: "Made", choices: "Choices") -> Non
     if created.words_file is not None:
         terminal.say(
             f"The 24 recovery words are in {created.words_file}: copy them off this machine, then delete the file."
+        )
+    if choices.hsm is not None:
+        terminal.say(
+            "The keys are only in the HSM. Copy them to a second one: if the HSM is lost, so is the money."
         )
     data = {
         "config": str(created.config),

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -239,11 +240,12 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
     )
 
 
-@payagent.command(epilog=example("payagent demo", "payagent demo --fleet", "payagent demo --provider koios"))
+@payagent.command(epilog=example("payagent demo", "payagent demo --fleet", "payagent demo --keystore softhsm"))
 @click.option("--fleet", is_flag=True, help="Show three daemons on one PostgreSQL. One is killed while it pays.")
 @click.option("--provider", metavar="KIND", help="Read the chain from this kind of provider, such as koios.")
+@click.option("--keystore", type=click.Choice(["softhsm"]), help="Keep the key in an HSM: SoftHSM2, in software.")
 @pass_terminal
-def demo(terminal: Terminal, fleet: bool, provider: str | None) -> int:
+def demo(terminal: Terminal, fleet: bool, provider: str | None, keystore: str | None) -> int:
     """Show payments on a devnet and verify every step.
 
     It starts a network, a merchant, the daemon and a client on free loopback ports, with real HTTP between them.
@@ -255,7 +257,9 @@ def demo(terminal: Terminal, fleet: bool, provider: str | None) -> int:
 
     if fleet and (lacks := missing(os.environ)) is not None:
         raise click.UsageError(lacks)
-    run = run_fleet_demo if fleet else run_demo
+    if fleet and keystore is not None:
+        raise click.UsageError("--keystore shows one daemon, not a fleet")
+    run = run_fleet_demo if fleet else partial(run_demo, in_hsm=keystore is not None)
     try:
         run(terminal.line, terminal.waiting, os.environ, provider)
     except DemoFailed as failed:

@@ -546,14 +546,15 @@ PROBLEMS: dict[str, Problem] = {
         400,
         5,
         "The keystore cannot be opened",
-        "Check the passphrase, the file's mode (0600) and that the file is complete.",
+        "Check the passphrase, the file's mode (0600) and that the file is complete. If the keys are in an HSM, "
+        "correct its PIN or keys before the next start, which tries the PIN once.",
         money="",
     ),
     "keystore_locked": Problem(
         503,
         5,
         "The keystore is locked",
-        "Start the daemon on a terminal, or set `passphrase_file` in `[keystore]`.",
+        "Start the daemon on a terminal, or set `passphrase_file` in `[keystore]`; for an HSM, `pin_file`.",
         money="",
         agent=_TELL_PERSON,
     ),
@@ -865,6 +866,16 @@ PROBLEMS: dict[str, Problem] = {
         retryable=True,
         agent="Repeat the same call after the time in the detail.",
     ),
+    "signer_away": Problem(
+        503,
+        4,
+        "The HSM cannot sign now",
+        "Check that the HSM and its connector run. payagent asks it again by itself.",
+        money="An admitted payment keeps its money held and is signed once the HSM is back, if its invoice has "
+        "time left then.",
+        retryable=True,
+        agent="Repeat the same call in a minute.",
+    ),
     "signer_lost": Problem(
         503,
         4,
@@ -881,6 +892,15 @@ PROBLEMS: dict[str, Problem] = {
         "This is a bug, or the daemon was manipulated. Stop it and report the detail.",
         money="Nothing new was signed. If nothing ever was, the payment is rejected and its money is free. "
         "Otherwise its money stays held, because an earlier transaction may still land.",
+        agent=_TELL_PERSON,
+    ),
+    "signer_wrong": Problem(
+        503,
+        4,
+        "The HSM signs wrongly",
+        "Nothing is signed until the daemon is restarted. Run `payagent doctor` first, and find out whether the "
+        "HSM, its module or its keys were changed.",
+        money="Nothing was submitted. Admitted payments keep their money held.",
         agent=_TELL_PERSON,
     ),
     "split_ambiguous": Problem(

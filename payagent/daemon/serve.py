@@ -59,11 +59,12 @@ from payagent.settings.schema import (
     ApiSettings,
     Settings,
 )
-from payagent.signer.client import unlocked
+from payagent.signer.client import HsmOptions, unlocked
 from payagent.store.db.committer import Checkpoint
 from payagent.store.db.lease import lease
 from payagent.store.db.opening import held_open, require_ledger
 from payagent.store.db.readers import make_scratch
+from payagent.wallet.keystore import read_header
 
 log = structlog.get_logger("payagent.daemon")
 
@@ -99,7 +100,8 @@ def serve(
 
     Refused before serving: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`, `ledger_tampered`,
     `ledger_missing`, `ledger_newer`, `store_failed`. Ends with `lease_lost` when another daemon opened the ledger.
-    Ends with `signer_lost` when the signer process has ended: only a new start can unlock the key again.
+    Ends with `signer_lost` when the signer process has ended: only a new start can unlock the key again. Ends with
+    `keystore_invalid` when an HSM that was away refuses the PIN.
     """
     _require_ready_to_start(settings, config)
     sandbox.keep_to_itself()
@@ -109,14 +111,16 @@ def serve(
         if ledger is not None:
             require_ledger(ledger)
         scratch = make_scratch(settings.data_dir)
-        passphrase = passphrase_file(settings, environ, can_ask)
-        plan = sandbox_plan(settings, config, passphrase)
+        in_hsm = read_header(settings.data_dir / KEYSTORE_FILE).hsm is not None
+        secret = passphrase_file(settings, environ, can_ask, in_hsm=in_hsm)
+        plan = sandbox_plan(settings, config, secret)
         require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
         with (
             unlocked(
-                *(settings.data_dir / KEYSTORE_FILE, passphrase, NETWORKS[settings.network]),
+                *(settings.data_dir / KEYSTORE_FILE, secret, NETWORKS[settings.network]),
                 *(settings.keystore.account, settings.limits.caps, settings.limits.day_caps),
                 *(settings.wallet.accounts, held.pop(KEYSTORE_FILE, None)),
+                HsmOptions(settings.keystore.answer_s, settings.keystore.environment) if in_hsm else None,
             ) as (signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             listen_unix(settings.api.socket) as unix,
@@ -131,7 +135,7 @@ def serve(
             with suppress(StoppedError):
                 asyncio.run(_serve(startup, announce, reread))
             if signer.problem is not None:
-                raise Refused("signer_lost", f"the signer process has ended: {signer.problem}")
+                raise Refused(signer.code, f"the signer process has ended: {signer.problem}")
 
 
 def _require_ready_to_start(settings: Settings, config: Path) -> None:

@@ -25,12 +25,16 @@ TOKENS = 1_000
 BATCH = 3
 
 
-def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str], provider: str | None = None) -> None:
+def run_demo(
+    say: Say, waiting: Waiting, environ: Mapping[str, str], provider: str | None = None, *, in_hsm: bool = False
+) -> None:
     """Play every scene. Raises `DemoFailed` at the first step with a wrong result.
 
-    `provider`: the kind of chain provider; None for the usual one.
+    `provider`: the kind of chain provider; None for the usual one. `in_hsm`: the wallet's key is in SoftHSM.
     """
-    with stage(waiting, environ, provider) as on:
+    with stage(waiting, environ, provider, in_hsm=in_hsm) as on:
+        if in_hsm:
+            say("The wallet's key is made in a token of SoftHSM. No file of the wallet has it.\n")
         for number, (title, scene) in enumerate(_SCENES, 1):
             say(f"{number}. {title}")
             scene(on, say)

@@ -23,7 +23,7 @@ import httpx
 from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
 from payagent.chain.open import KINDS, NAMED_BY_URL, chosen
 from payagent.devnet.server import DevnetThread
-from payagent.init import Choices, Made, initialise
+from payagent.init import Choices, HsmChoices, Made, initialise
 from payagent.settings.schema import ProviderSettings
 
 Json = dict[str, Any]
@@ -33,6 +33,7 @@ Waiting = Callable[[], AbstractContextManager[Progress]]
 PATIENCE_S = 60.0
 FIRST_START_S = 300.0
 """A first start also compiles the modules, which takes minutes on a busy machine."""
+SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
 _BUSY = "The machine may be busy. Run the demo again when it is not."
 POLL_S = 0.05
 STOP_S = 10.0
@@ -193,7 +194,9 @@ class Stage:
 
 
 @contextmanager
-def stage(waiting: Waiting, environ: Mapping[str, str], provider: str | None = None) -> Iterator[Stage]:
+def stage(
+    waiting: Waiting, environ: Mapping[str, str], provider: str | None = None, *, in_hsm: bool = False
+) -> Iterator[Stage]:
     """Start everything, and stop everything however the block ends."""
     with (
         stopped_by_signals(),
@@ -202,7 +205,7 @@ def stage(waiting: Waiting, environ: Mapping[str, str], provider: str | None = N
         httpx.Client(trust_env=False, timeout=PATIENCE_S) as http,
     ):
         folder = Path(name)
-        wallet = make_wallet(folder, devnet, provider)
+        wallet = make_wallet(folder, devnet, provider, in_hsm=in_hsm)
         daemon = Daemon(wallet.config, folder, environ)
         try:
             yield Stage(devnet, daemon, wallet, http, waiting, [wallet.address])
@@ -214,11 +217,12 @@ def stage(waiting: Waiting, environ: Mapping[str, str], provider: str | None = N
             daemon.stop()
 
 
-def make_wallet(folder: Path, devnet: DevnetThread, provider: str | None) -> Made:
+def make_wallet(folder: Path, devnet: DevnetThread, provider: str | None, *, in_hsm: bool = False) -> Made:
     """Make a wallet as `payagent init` does, and add token limits and a top-up request to its config.
 
-    It reads the devnet by this kind of chain provider.
+    It reads the devnet by this kind of chain provider. `in_hsm`: its key is in a token of SoftHSM.
     """
+    environ = {"HOME": str(folder), "SOFTHSM2_CONF": str(folder / "softhsm2.conf")}
     passphrase_file = folder / "passphrase"
     passphrase = secrets.token_urlsafe(24)
     passphrase_file.touch(mode=0o600)
@@ -231,13 +235,25 @@ def make_wallet(folder: Path, devnet: DevnetThread, provider: str | None) -> Mad
         merchants={"t": devnet.merchant_url},
         partners={"t": "demo"},
         passphrase=passphrase,
-        passphrase_file=passphrase_file,
+        passphrase_file=None if in_hsm else passphrase_file,
+        hsm=_soft_hsm(folder, environ, passphrase, passphrase_file) if in_hsm else None,
     )
     ports = Ports(SystemClock(), SystemRandomness())
-    made = initialise(choices, {"HOME": str(folder)}, ports, show_words=None, randomness=os.urandom)
+    made = initialise(choices, environ, ports, show_words=None, randomness=os.urandom)
     with made.config.open("a") as config:
         config.write(_TOPUP + _TOKEN_LIMITS)
     return made
+
+
+def _soft_hsm(folder: Path, environ: Mapping[str, str], pin: str, pin_file: Path) -> HsmChoices:
+    """Make a token of SoftHSM in the folder. Raises `DemoFailed`."""
+    require(SOFTHSM.exists(), f"{SOFTHSM} is missing. Install SoftHSM2 (Debian's package softhsm2)")
+    (folder / "tokens").mkdir()
+    Path(environ["SOFTHSM2_CONF"]).write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
+    command = ("softhsm2-util", "--init-token", "--free", "--label", "payagent", "--so-pin", pin, "--pin", pin)
+    subprocess.run(command, env=os.environ | environ, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    uri = f"pkcs11:token=payagent;object=payagent-0?module-path={SOFTHSM}"
+    return HsmChoices([uri], pin, pin_file, generate=True)
 
 
 def served_by(devnet: DevnetThread, kind: str | None) -> ProviderSettings:

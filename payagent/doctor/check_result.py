@@ -1,7 +1,7 @@
 """The result of one check, the ledger opened for checks, and the wallet's address."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 from payagent.core.problems import Refused
@@ -12,7 +12,7 @@ from payagent.store.db.engine import read_fleet_store
 from payagent.store.db.opening import require_ledger
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Connection
-from payagent.wallet.keystore import read_header
+from payagent.wallet.keystore import Hsm, read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,13 @@ def own_address(settings: Settings) -> str | None:
         return read_header(settings.data_dir / KEYSTORE_FILE).address
     except Refused:
         return None
+
+
+def own_hsm(settings: Settings) -> Hsm | None:
+    """Where the wallet's keys are in an HSM. None as `own_address`, or if they are not."""
+    with suppress(Refused):
+        return read_header(settings.data_dir / KEYSTORE_FILE).hsm
+    return None
 
 
 @contextmanager

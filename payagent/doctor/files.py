@@ -4,6 +4,7 @@ Never: keeps the key, which only shows that the passphrase is right.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -11,12 +12,14 @@ from pathlib import Path
 
 from payagent.api.http.tls import server_context
 from payagent.core.ledger import add
+from payagent.core.network import NETWORKS
 from payagent.core.policy import ANY
 from payagent.core.problems import Refused
-from payagent.doctor.check_result import CheckResult, finding, opened, own_address
+from payagent.doctor.check_result import CheckResult, finding, opened, own_address, own_hsm
 from payagent.outbound.telegram import bot_token
 from payagent.outbound.webhook import signing_key
 from payagent.secret_file import (
+    SecretFile,
     read_header_secret,
     read_secret_file,
     require_own_folder,
@@ -30,6 +33,7 @@ from payagent.settings.paths import (
     KEYSTORE_FILE,
     LEDGER_FILE,
     LINKS_KEY_FILE,
+    PIN_CREDENTIAL_NAME,
     WORDS_FILE,
     passphrase_file,
     require_config_out_of_reach,
@@ -41,13 +45,16 @@ from payagent.store.db.engine import look_at_tables
 from payagent.store.db.opening import require_ledger, room_problem
 from payagent.store.db.schema import lacking_migrations, missing_guards
 from payagent.store.rows import about, chats, events, journal, limit_counters, merchants
-from payagent.wallet.keystore import open_keystore, read_header
+from payagent.wallet.keystore import Hsm, open_keystore, read_header
 
 _SECRET_OF_TARGET: dict[str, Callable[[Path], object]] = {
     "webhook": lambda path: signing_key(read_secret_file(path)),
     "telegram": lambda path: bot_token(read_secret_file(path)),
 }
 """Reads the secret of a target of notifications, by its kind. Any other has one that is sent in a header."""
+
+SIGNATURES, SLOW_S = 3, 2.0
+_ASKED = "asked for on a terminal at start, unless the service has the credential "
 
 
 def check_files(
@@ -68,7 +75,11 @@ def check_files(
         finding("socket folder", lambda: _socket_folder(settings.api.socket.parent)),
         finding("set at run time", lambda: _set_at_run_time(settings)),
         finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret)),
-        finding("passphrase", lambda: _passphrase(settings, environ)),
+        *(
+            [finding("passphrase", lambda: _passphrase(settings, environ))]
+            if (hsm := own_hsm(settings)) is None
+            else _hsm(settings, hsm, environ)
+        ),
         _fence(settings, config, environ),
     )
     for target in settings.notifications:
@@ -92,7 +103,7 @@ def _config(settings: Settings, config: Path, looked_for: Iterable[Path], enviro
     """Check that neither another user nor the daemon itself can change the config of the next start."""
     checked = require_unchanged_by_others(config)
     with suppress(OSError):  # unreadable files have checks of their own
-        plan = sandbox_plan(settings, config, passphrase_file(settings, environ, can_ask=True))
+        plan = sandbox_plan(settings, config, _secret_file(settings, environ))
         require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
     return checked
 
@@ -227,11 +238,44 @@ def _chats(settings: Settings, target: str) -> CheckResult:
     return CheckResult(f"chats of {target}", detail, is_warning=True)
 
 
+def _secret_file(settings: Settings, environ: Mapping[str, str]) -> SecretFile | None:
+    """Where the daemon will find the passphrase, or the PIN of the HSM that has the keys."""
+    return passphrase_file(settings, environ, can_ask=True, in_hsm=own_hsm(settings) is not None)
+
+
+def _hsm(settings: Settings, hsm: Hsm, environ: Mapping[str, str]) -> Iterator[CheckResult]:
+    """Check module, token, PIN, keys and speed, up to the first problem. The module runs in this process."""
+    try:
+        from payagent.signer.pkcs11_token import Pkcs11Token, require_module
+
+        source, network = _secret_file(settings, environ), NETWORKS[settings.network]
+        yield CheckResult("HSM module", f"{require_module(hsm, network)}, only root or this user can change it")
+        token = Pkcs11Token(hsm, settings.keystore.environment, network)
+        yield CheckResult("HSM token", f"{hsm.token}, serial {hsm.serial}, has Ed25519; its PIN is not locked")
+        if source is None:
+            yield CheckResult("HSM PIN", _ASKED + PIN_CREDENTIAL_NAME)
+            return
+        token.log_in(read_secret_file(source.path, private=source.private))
+        yield CheckResult("HSM PIN", f"{source.path} opens the token")
+        names, can_leave = ", ".join(key.label for key in hsm.keys), token.is_extractable()
+        detail = f"{names}: each once, and as in keystore.json" + (
+            "; a key can leave the HSM" if can_leave else ""
+        )
+        yield CheckResult("HSM keys", detail, is_warning=can_leave)
+        began_s = time.monotonic()
+        for number in range(SIGNATURES):
+            token.try_key(number % len(hsm.keys))
+        took_s = (time.monotonic() - began_s) / SIGNATURES
+        yield CheckResult("HSM speed", f"{took_s:.3f} s for a signature", is_warning=took_s > SLOW_S)
+    except Refused as refused:
+        yield CheckResult("HSM", refused.detail, refused)
+
+
 def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     """Where the daemon will find the passphrase, and whether it opens the keystore."""
-    source = passphrase_file(settings, environ, can_ask=True)
+    source = _secret_file(settings, environ)
     if source is None:
-        return f"asked for on a terminal at start, unless the service has the credential {CREDENTIAL_NAME}"
+        return _ASKED + CREDENTIAL_NAME
     open_keystore(settings.data_dir / KEYSTORE_FILE, read_secret_file(source.path, private=source.private))
     return f"{source.path} opens the keystore{' and is private' if source.private else ''}"
 
@@ -239,7 +283,7 @@ def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
 def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> CheckResult:
     """Which secret files the sandbox will hide from the daemon at its next start."""
     try:
-        passphrase = passphrase_file(settings, environ, can_ask=True)
+        passphrase = _secret_file(settings, environ)
         plan = sandbox_plan(settings, config, passphrase)
     except (OSError, Refused) as error:
         return CheckResult("fence", f"cannot be checked: {error}", is_warning=True)

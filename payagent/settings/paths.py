@@ -13,7 +13,7 @@ from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile, require_out_of_reach
 from payagent.settings.schema import Settings
 
-CREDENTIAL_NAME = "keystore-passphrase"
+CREDENTIAL_NAME, PIN_CREDENTIAL_NAME = "keystore-passphrase", "keystore-pin"
 KEYSTORE_FILE = "keystore.json"
 LEDGER_FILE = "ledger.db"
 LINKS_KEY_FILE = "approval-links.key"
@@ -32,22 +32,30 @@ WORDS_FILE = "recovery-words.txt"
 """New recovery words that no terminal could show. `payagent init` leaves them in the data dir."""
 
 
-def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: bool) -> SecretFile | None:
+def passphrase_file(
+    settings: Settings, environ: Mapping[str, str], can_ask: bool, *, in_hsm: bool = False
+) -> SecretFile | None:
     """Find the passphrase's file: the systemd credential, else `keystore.passphrase_file`. None means to ask.
+
+    `in_hsm`: find that of the HSM's PIN, which is the credential keystore-pin, else `keystore.pin_file`.
 
     On the devnet other users may read the file: its money is worth nothing. Refused `keystore_locked` if there is
     no file and no terminal (`can_ask`), or if the credential cannot be checked.
     """
-    folder = environ.get("CREDENTIALS_DIRECTORY")
-    if folder and _is_file(Path(folder) / CREDENTIAL_NAME):
+    folder, keystore = environ.get("CREDENTIALS_DIRECTORY"), settings.keystore
+    what, key, path, credential = (
+        ("PIN", "pin_file", keystore.pin_file, PIN_CREDENTIAL_NAME)
+        if in_hsm
+        else ("passphrase", "passphrase_file", keystore.passphrase_file, CREDENTIAL_NAME)
+    )
+    if folder and _is_file(Path(folder) / credential):
         # systemd protects the folder; the file's access list shows as group bits
-        return SecretFile(Path(folder) / CREDENTIAL_NAME, private=False)
-    if settings.keystore.passphrase_file is not None:
-        return SecretFile(settings.keystore.passphrase_file, private=not settings.is_devnet)
+        return SecretFile(Path(folder) / credential, private=False)
+    if path is not None:
+        return SecretFile(path, private=not settings.is_devnet)
     if not can_ask:
         raise Refused(
-            "keystore_locked",
-            f"no passphrase: no systemd credential {CREDENTIAL_NAME}, no keystore.passphrase_file and no terminal",
+            "keystore_locked", f"no {what}: no systemd credential {credential}, no keystore.{key} and no terminal"
         )
     return None
 

@@ -413,10 +413,17 @@ class StoreSettings(SettingsTable):
 
 
 class KeystoreSettings(SettingsTable):
-    """The CIP-1852 account whose one base address is the wallet, and its passphrase file."""
+    """The CIP-1852 account whose one base address is the wallet, and its passphrase file.
+
+    If an HSM has the keys: the file of its PIN, the seconds that it has for a signature, and more variables of the
+    environment for its PKCS#11 module.
+    """
 
     account: Annotated[Count, Field(le=2**31 - 1)] = 0
     passphrase_file: AbsolutePath | None = None
+    pin_file: AbsolutePath | None = None
+    answer_s: Annotated[Count, Field(ge=1, le=60)] = 10
+    environment: Mapping[str, str] = {}
 
 
 class Settings(SettingsTable):

@@ -25,10 +25,13 @@ from payagent.core.hard_caps import Caps
 from payagent.core.network import Network
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile
-from payagent.signer.process import MESSAGE_BYTES_MAX, SIGNED
+from payagent.signer.messages import MESSAGE_BYTES_MAX, signature_of, unpacked
 
 ANSWER_S = 10
-"""Timeout in seconds. A signature takes less than a millisecond, so a signer without an answer by then is lost."""
+"""Timeout in seconds. A signature takes less than a millisecond, so a signer without an answer by then is lost.
+
+An HSM has `keystore.answer_s` more.
+"""
 _END_S = 2
 
 _PROGRAM = (
@@ -45,8 +48,11 @@ class SignerProcess:
     Only one request is outstanding at a time, so the socket buffer never fills up.
     """
 
-    def __init__(self, sock: socket.socket, pid: int) -> None:
+    def __init__(self, sock: socket.socket, pid: int, answer_s: float = 0) -> None:
         self.pid = pid
+        self.code = "signer_lost"
+        """Why the daemon ends if the signer is lost: it starts again, but not after `keystore_invalid`."""
+        self._answer_s = answer_s
         self.accounts: tuple[AccountSigner, ...] = ()
         self.problem: str | None = None
         """Why the signer is lost, or None while it can sign."""
@@ -60,7 +66,8 @@ class SignerProcess:
         """Return the signature, if the signer's own policy allows the body. Call it after `watch`.
 
         A cancelled caller does not take the next caller's answer.
-        Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`.
+        Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`. With an
+        HSM: `signer_away`, `signer_wrong`.
         """
         self._require_alive()
         waiting: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -70,9 +77,14 @@ class SignerProcess:
         answer = await waiting
         if not answer:
             self._require_alive()
-        if answer[:1] != SIGNED:
-            raise _refusal(json.loads(answer[1:]))
-        return answer[1:]
+        try:
+            return signature_of(answer)
+        except Refused as refused:
+            if refused.code != "keystore_invalid":
+                raise
+            self.code = refused.code  # the HSM refuses the PIN, which no restart may try again
+            self._lose(refused.detail)
+        raise Refused("signer_lost", f"the signer has ended: {self.problem}")
 
     def _send_next(self) -> None:
         """Send the next request. Requests whose caller was cancelled are dropped."""
@@ -85,7 +97,7 @@ class SignerProcess:
                 self._lose(_no_answer(error))
                 return
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(ANSWER_S, self._lose, _no_answer(TimeoutError()))
+            self._timer = loop.call_later(ANSWER_S + self._answer_s, self._lose, _no_answer(TimeoutError()))
 
     def _require_alive(self) -> None:
         if self.problem is not None:
@@ -158,30 +170,37 @@ def _no_answer(error: OSError) -> str:
     return f"it does not answer ({type(error).__name__})"
 
 
-def _refusal(fields: Mapping[str, Any]) -> Refused:
-    return Refused(fields["name"], fields["detail"], **fields["context"])
+@dataclass(frozen=True, slots=True)
+class HsmOptions:
+    """Seconds that the HSM has for a signature, and the environment of its module."""
+
+    answer_s: int
+    environment: Mapping[str, str]
 
 
 @contextmanager
 def unlocked(
     keystore: Path,
-    passphrase: SecretFile | None,
+    secret: SecretFile | None,
     network: Network,
     number: int,
     caps: Caps,
     day_caps: Caps,
     count: int = 1,
     lock: int | None = None,
+    hsm: HsmOptions | None = None,
 ) -> Generator[tuple[SignerProcess, list[str]]]:
     """Start a signer process for the account `number` and those that follow it, `count` in all.
 
     The process ends when the context exits.
 
-    The signer refuses more than `caps` per transaction and more than `day_caps` in 24 hours. Without a passphrase
-    file it asks on the terminal. `lock`: the open keystore, which the process keeps in place of this one, so that
+    The signer refuses more than `caps` per transaction and more than `day_caps` in 24 hours. `secret`: the file of
+    the passphrase, or of the HSM's PIN. Without it, it asks on the terminal. `hsm`: if the keystore names keys of
+    an HSM. `lock`: the open keystore, which the process keeps in place of this one, so that
     its lock stays and nobody here can read it. The list names the protections that this machine did not allow.
     Call it in the main thread: it handles SIGTERM until the keystore is unlocked.
-    Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for the passphrase file, `signer_lost`.
+    Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for that file or the HSM's module,
+    `signer_away`, `signer_lost`.
     """
     own_end, signer_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with own_end:
@@ -190,17 +209,18 @@ def unlocked(
         try:
             order = {
                 "keystore": str(keystore),
-                "passphrase": passphrase and {"path": str(passphrase.path), "private": passphrase.private},
+                "secret": secret and {"path": str(secret.path), "private": secret.private},
                 "network": network.name,
                 "account": number,
                 "accounts": count,
                 "caps": dict(caps),
                 "day_caps": dict(day_caps),
+                "hsm": hsm and {"answer_s": hsm.answer_s, "environment": dict(hsm.environment)},
             }
             with _sigterm_as_an_exit():
                 fields = _unlock(own_end, order, process)
             own_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ANSWER_S, 0))
-            signer = SignerProcess(own_end, fields["pid"])
+            signer = SignerProcess(own_end, fields["pid"], hsm.answer_s if hsm else 0)
             signer.accounts = tuple(
                 AccountSigner(
                     signer, place, parse_address(one["address"], network), bytes.fromhex(one["public_key"])
@@ -276,7 +296,7 @@ def _unlock(sock: socket.socket, order: Mapping[str, object], process: subproces
         )
     fields: dict[str, Any] = json.loads(answer)
     if "name" in fields:
-        raise _refusal(fields)
+        raise unpacked(answer)
     return fields
 
 

@@ -16,11 +16,9 @@ from payagent import seccomp
 from payagent.seccomp import (
     ALLOW,
     DENY,
-    JUMP_IF_EQUAL,
     PR_SET_DUMPABLE,
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
-    RETURN,
     checked,
     libc,
     prctl,
@@ -34,7 +32,7 @@ _CALLS = {
     "x86_64": (45, 44, 3, 7, 12, 9, 11, 25, 10, 28, 202, 13, 14, 15, 219, 228, 60, 231),
     "aarch64": (207, 206, 57, 73, 214, 222, 215, 216, 226, 233, 98, 134, 135, 139, 128, 113, 93, 94),
 }
-"""The numbers of the allowed system calls, by architecture."""
+"""The numbers of the allowed system calls, by architecture. All others fail with EPERM."""
 
 
 def before_the_secret() -> None:
@@ -75,12 +73,5 @@ def for_good() -> list[str]:
         checked(libc.mlockall(_MCL_CURRENT))
     except OSError:
         missing.append("memory kept out of swap")
-    _filter_calls()
+    seccomp.install(seccomp.among(_CALLS, ALLOW, DENY))
     return missing
-
-
-def _filter_calls() -> None:
-    """Allow the system calls in `_CALLS`. All others fail with EPERM."""
-    numbers = seccomp.here(_CALLS)
-    allowed = [(JUMP_IF_EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
-    seccomp.install([*allowed, (RETURN, 0, 0, DENY), (RETURN, 0, 0, ALLOW)])

@@ -7,6 +7,8 @@
   JSON.
 - The process ends when the socket is closed.
 
+If the key is in an HSM, it starts the token process and asks that for each signature (`token`).
+
 Never: writes a file, a log, or to a terminal (except the passphrase prompt); reveals an error beyond its refusal.
 """
 
@@ -22,12 +24,11 @@ from payagent.core.network import SLOT_CLOCKS
 from payagent.core.problems import Refused
 from payagent.secret_file import read_secret_file
 from payagent.signer.hardening import for_good
+from payagent.signer.messages import MESSAGE_BYTES_MAX, REFUSED, SIGNED, packed
 from payagent.signer.policy import Policy, clocks_of
+from payagent.signer.token import HashSigner, TokenKey, started
 from payagent.wallet.keys import Account
-from payagent.wallet.keystore import unlock
-
-MESSAGE_BYTES_MAX = 65_536
-SIGNED, REFUSED = b"\0", b"\1"
+from payagent.wallet.keystore import Header, Hsm, enterprise_address, read_header, unlock
 
 
 def main() -> None:
@@ -50,13 +51,13 @@ def serve(sock: socket.socket) -> None:
     order: dict[str, Any] = json.loads(sock.recv(MESSAGE_BYTES_MAX))
     pid = os.getpid()  # before `_confine`, which forbids getpid too
     try:
-        accounts = _open(order)
+        accounts = _open(order, sock)
         clocks = clocks_of(SLOT_CLOCKS.get(order["network"]), _since_boot_s, time.time)
         policy = Policy(accounts[0].address.raw, order["caps"], order["day_caps"], clocks)
         policies = [policy.of_account(account.address.raw) for account in accounts]
         missing = _confine()
     except Refused as refused:
-        sock.send(_refusal(refused))
+        sock.send(packed(refused))
         return
     public = [{"address": one.address.text, "public_key": one.signer.public_key.hex()} for one in accounts]
     sock.send(json.dumps({"accounts": public, "missing": missing, "pid": pid}).encode())
@@ -64,10 +65,10 @@ def serve(sock: socket.socket) -> None:
         account, paid, body = message[0], int.from_bytes(message[1:3], "big"), message[3:]
         try:
             policies[account].admit(body, paid)
+            answer = SIGNED + accounts[account].signer.sign(body, paid)
         except Refused as refused:
-            sock.send(REFUSED + _refusal(refused))
-        else:
-            sock.send(SIGNED + accounts[account].signer.sign(body, paid))
+            answer = REFUSED + packed(refused)
+        sock.send(answer)
 
 
 def _confine() -> list[str]:
@@ -77,29 +78,49 @@ def _confine() -> list[str]:
         raise Refused("signer_lost", f"its process could not be confined: {error.strerror}") from None
 
 
-def _refusal(refused: Refused) -> bytes:
-    return json.dumps({"name": refused.name, "detail": refused.detail, "context": refused.context}).encode()
-
-
 def _since_boot_s() -> float:
     """Return the seconds since boot. Nobody can set this clock, and it counts suspended time."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _open(order: dict[str, Any]) -> tuple[Account, ...]:
-    accounts = unlock(Path(order["keystore"]), _passphrase(order["passphrase"]), order["accounts"])
-    account = accounts[0]
-    if account.network.name != order["network"]:
-        raise Refused("keystore_invalid", f"the keystore is for {account.network.name}, not {order['network']}")
-    if account.number != order["account"]:
-        raise Refused("keystore_invalid", f"the keystore is for account {account.number}: see keystore.account")
-    return accounts
+def _open(order: dict[str, Any], sock: socket.socket) -> tuple[Account, ...]:
+    path = Path(order["keystore"])
+    header = read_header(path)
+    if header.hsm is None:
+        accounts = unlock(path, _secret(order["secret"], "Passphrase of the keystore: "), order["accounts"])
+    if header.network.name != order["network"]:
+        raise Refused("keystore_invalid", f"the keystore is for {header.network.name}, not {order['network']}")
+    if header.account != order["account"]:
+        raise Refused("keystore_invalid", f"the keystore is for account {header.account}: see keystore.account")
+    return accounts if header.hsm is None else _open_hsm(header, header.hsm, order, sock)
 
 
-def _passphrase(source: dict[str, Any] | None) -> str:
+def _open_hsm(header: Header, hsm: Hsm, order: dict[str, Any], sock: socket.socket) -> tuple[Account, ...]:
+    """Start the token process. The accounts are the keys that the keystore names, in its order."""
+    if order["accounts"] > len(hsm.keys):
+        raise Refused("keystore_invalid", f"wallet.accounts is {order['accounts']}, it names {len(hsm.keys)} keys")
+    pin = _secret(order["secret"], "PIN of the HSM: ")
+
+    network, keys = header.network, hsm.public_keys
+
+    def make() -> HashSigner:
+        from payagent.signer.pkcs11_token import Pkcs11Token
+
+        token = Pkcs11Token(hsm, order["hsm"]["environment"], network)
+        token.log_in(pin)
+        return token
+
+    process = started(make, keys, order["hsm"]["answer_s"], sock)
+    return tuple(
+        Account(network, number, enterprise_address(network, key), TokenKey(process, number, key))
+        for number, key in enumerate(keys[: order["accounts"]])
+    )
+
+
+def _secret(source: dict[str, Any] | None, prompt: str) -> str:
     if source is not None:
         return read_secret_file(Path(source["path"]), private=source["private"])
     try:
-        return getpass.getpass("Passphrase of the keystore: ")
+        return getpass.getpass(prompt)
     except (OSError, EOFError):
         raise Refused("keystore_locked", "there is no terminal to ask on") from None

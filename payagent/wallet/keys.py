@@ -52,7 +52,7 @@ class SoftwareSigner:
     def __init__(self, extended_key: bytes) -> None:
         self._scalar, self._nonce_key = extended_key[:32], extended_key[32:]
         self.public_key = bindings.crypto_scalarmult_ed25519_base_noclamp(self._scalar)
-        self.payment_key_hash = _key_hash(self.public_key)
+        self.payment_key_hash = key_hash(self.public_key)
 
     def __repr__(self) -> str:
         return "SoftwareSigner()"
@@ -62,14 +62,14 @@ class SoftwareSigner:
 
     def sign(self, body: bytes, paid: int) -> bytes:
         """Sign any body, without checks: whoever holds this object holds the key."""
-        return self.sign_hash(hashlib.blake2b(body, digest_size=32).digest())
+        return self.sign_hash(body_hash(body))
 
-    def sign_hash(self, body_hash: bytes) -> bytes:
+    def sign_hash(self, tx_id: bytes) -> bytes:
         """Sign with Ed25519 (RFC 8032), using the scalar unchanged as BIP32-Ed25519 requires. Returns 64 bytes."""
         reduce = bindings.crypto_core_ed25519_scalar_reduce
-        nonce = reduce(hashlib.sha512(self._nonce_key + body_hash).digest())
+        nonce = reduce(hashlib.sha512(self._nonce_key + tx_id).digest())
         commitment = bindings.crypto_scalarmult_ed25519_base_noclamp(nonce)
-        challenge = reduce(hashlib.sha512(commitment + self.public_key + body_hash).digest())
+        challenge = reduce(hashlib.sha512(commitment + self.public_key + tx_id).digest())
         product = bindings.crypto_core_ed25519_scalar_mul(challenge, self._scalar)
         return commitment + bindings.crypto_core_ed25519_scalar_add(product, nonce)
 
@@ -125,7 +125,7 @@ def derive(seed: Seed, network: Network, account: int = 0) -> Account:
     """Derive an account. Payment key m/1852'/1815'/account'/0/0, stake key m/1852'/1815'/account'/2/0."""
     payment, stake = _derive_keys(seed, account)
     signer = SoftwareSigner(payment)
-    stake_hash = _key_hash(bindings.crypto_scalarmult_ed25519_base_noclamp(stake[:32]))
+    stake_hash = key_hash(bindings.crypto_scalarmult_ed25519_base_noclamp(stake[:32]))
     raw = bytes((network.network_id,)) + signer.payment_key_hash + stake_hash
     return Account(network, account, encode_address(raw), signer)
 
@@ -160,5 +160,11 @@ def _child(node: bytes, index: int) -> bytes:
     return left.to_bytes(32, "little") + right.to_bytes(32, "little") + code[32:]
 
 
-def _key_hash(public_key: bytes) -> bytes:
+def body_hash(body: bytes) -> bytes:
+    """blake2b-256: the id of the transaction that has this body."""
+    return hashlib.blake2b(body, digest_size=32).digest()
+
+
+def key_hash(public_key: bytes) -> bytes:
+    """blake2b-224, as in an address."""
     return hashlib.blake2b(public_key, digest_size=28).digest()

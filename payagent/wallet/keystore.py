@@ -4,6 +4,8 @@ The file is JSON, version 1. The cipher is AES-256-GCM over the 32 bytes of entr
 (RFC 7914). Everything but the ciphertext is public and authenticated: network, account and address can be read
 without the passphrase, and a change to them is detected.
 
+Version 2 holds no secret: it names the keys of an HSM, by account. The signer compares them with the HSM's.
+
 Never: writes a file (`new_keystore` does); opens a file that others may read; reveals a secret in an error.
 """
 
@@ -18,40 +20,80 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from payagent.core.address import parse_address
+from payagent.core.address import KEY_ENTERPRISE, Address, encode_address, parse_address
 from payagent.core.network import NETWORKS, Network
 from payagent.core.problems import Refused
-from payagent.wallet.keys import ENTROPY_BYTES, Account, Seed, derive
+from payagent.wallet.keys import ENTROPY_BYTES, Account, Seed, derive, key_hash
 
-VERSION = 1
+VERSION, VERSION_HSM = 1, 2
 SCRYPT_N = 2**16  # p = 2 gives the strength of 2**17 with p = 1 (OWASP) in half the memory, the daemon's peak
 MODE = 0o600
 SCRYPT_R, SCRYPT_P = 8, 2
 _SCRYPT_N_MIN, _SCRYPT_P_MAX = 2**4, 16
 _SCRYPT_BYTES_MAX = 256 * 1024 * 1024  # 128 n r; an untrusted file must not demand more memory
-_SIZE_MAX = 4096
+SIZE_MAX = 32_768  # of 100 keys of an HSM
 _FIELDS = {"version", "network", "account", "address", "kdf", "cipher", "ciphertext"}
+_FIELDS_HSM = {"version", "network", "address", "module", "token", "serial", "keys"}
 _KDF_FIELDS, _CIPHER_FIELDS = {"name", "n", "r", "p", "salt"}, {"name", "nonce"}
 
 
 @dataclass(frozen=True, slots=True)
+class HsmKey:
+    """A key pair in an HSM. `id` and `public_key` are hex, and empty while they are not known."""
+
+    label: str
+    id: str = ""
+    public_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hsm:
+    """The HSM's token that holds a wallet's keys, by account, and its PKCS#11 module.
+
+    `serial` is empty while it is not known.
+    """
+
+    module: str
+    token: str
+    serial: str
+    keys: tuple[HsmKey, ...]
+
+    @property
+    def public_keys(self) -> tuple[bytes, ...]:
+        return tuple(bytes.fromhex(key.public_key) for key in self.keys)
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
-    """The public part of a keystore."""
+    """The public part of a keystore. `hsm`: where the keys are, if the file has no words."""
 
     network: Network
     account: int
     address: str
+    hsm: Hsm | None = None
 
 
 def read_header(path: Path) -> Header:
     """Read the public part without verifying it; only `open_keystore` does. Refused: `keystore_invalid`."""
     document = _read(path)
-    return Header(NETWORKS[document["network"]], document["account"], document["address"])
+    network = NETWORKS[document["network"]]
+    if document["version"] == VERSION:
+        return Header(network, document["account"], document["address"])
+    keys = tuple(HsmKey(**key) for key in document["keys"])
+    hsm = Hsm(document["module"], document["token"], document["serial"], keys)
+    return Header(network, 0, document["address"], hsm)
+
+
+def enterprise_address(network: Network, public_key: bytes) -> Address:
+    """The address of a key without a stake key (CIP-19, type 6)."""
+    return encode_address(bytes((KEY_ENTERPRISE << 4 | network.network_id,)) + key_hash(public_key))
 
 
 def open_keystore(path: Path, passphrase: str) -> Seed:
     """Decrypt the seed. Refused: `keystore_invalid` (wrong passphrase, changed file, or mode wider than 0600)."""
     document = _read(path)
+    if document["version"] == VERSION_HSM:
+        raise _invalid(path, "its keys are in an HSM, whose own tools change the PIN")
     try:
         entropy = AESGCM(stretch(passphrase, document["kdf"])).decrypt(
             bytes.fromhex(document["cipher"]["nonce"]),
@@ -118,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
         # O_NONBLOCK: if the path is a pipe, opening it must not wait for a writer
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            content = file.read(_SIZE_MAX + 1) if stat.S_ISREG(mode) else b""
+            content = file.read(SIZE_MAX + 1) if stat.S_ISREG(mode) else b""
     except OSError as error:
         raise _invalid(path, f"it cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & ~MODE:
@@ -128,13 +170,33 @@ def _read(path: Path) -> dict[str, Any]:
             f"Run: chmod 600 {path}" if stat.S_ISREG(mode) else None,
         )
     try:
-        document: Any = json.loads(content) if len(content) <= _SIZE_MAX else None
+        document: Any = json.loads(content) if len(content) <= SIZE_MAX else None
     except (ValueError, RecursionError):
         document = None
+    if isinstance(document, dict) and _is_hsm_keystore(document):
+        return document
     if not isinstance(document, dict) or not _is_keystore(document):
-        raise _invalid(path, "it is not a keystore of version 1")
+        raise _invalid(path, "it is not a keystore of version 1 or 2")
     require_bounded(path, document["kdf"])
     return document
+
+
+def _is_hsm_keystore(document: dict[str, Any]) -> bool:
+    """Whether the file names keys of an HSM, and its address is the first key's."""
+    if set(document) != _FIELDS_HSM or document["network"] not in list(NETWORKS):
+        return False
+    keys = document["keys"]
+    return bool(
+        document["version"] == VERSION_HSM
+        and all(isinstance(document[name], str) for name in ("module", "token", "serial"))
+        and isinstance(keys, list)
+        and keys
+        and all(isinstance(key, dict) and set(key) == {"label", "id", "public_key"} for key in keys)
+        and all(isinstance(text, str) for key in keys for text in key.values())
+        and all(_is_hex(key["public_key"], 32) and _is_hex(key["id"], len(key["id"]) // 2) for key in keys)
+        and document["address"]
+        == enterprise_address(NETWORKS[document["network"]], bytes.fromhex(keys[0]["public_key"])).text
+    )
 
 
 def _is_keystore(document: dict[str, Any]) -> bool:

@@ -10,9 +10,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -26,8 +29,12 @@ from payagent.wallet.keystore import (
     SCRYPT_P,
     SCRYPT_R,
     VERSION,
+    VERSION_HSM,
     Header,
+    Hsm,
+    HsmKey,
     authenticated,
+    enterprise_address,
     open_keystore,
     read_header,
     require_bounded,
@@ -63,6 +70,38 @@ def create(
     header = Header(network, account, address.text)
     _write_new(path, _encrypted(path, seed, header, passphrase, scrypt_n, randomness))
     return header
+
+
+def hsm_of(uris: Sequence[str]) -> Hsm:
+    """Parse PKCS#11 URIs (RFC 7512) of the keys in an HSM, in the order of the accounts.
+
+    Example: `pkcs11:token=payagent;object=payagent-0?module-path=/usr/lib/softhsm/libsofthsm2.so`. Refused:
+    `config_invalid`.
+    """
+    places = [_parts(uri) for uri in uris]
+    if len(set(places)) < len(places) or len({place[:2] for place in places}) > 1:
+        raise Refused(
+            "config_invalid", "--keystore: all keys need the same token and module, and another label each"
+        )
+    token, module, _ = places[0]
+    return Hsm(module, token, "", tuple(HsmKey(label) for *_, label in places))
+
+
+def _parts(uri: str) -> tuple[str, str, str]:
+    """The token's label, the module's path and the key's label."""
+    parts = re.fullmatch(r"pkcs11:token=([^;?&]+);object=([^;?&]+)\?module-path=(/[^;?&]+)", uri)
+    if parts is None:
+        raise Refused("config_invalid", "--keystore: write pkcs11:token=TOKEN;object=KEY?module-path=/PATH")
+    token, label, module = map(unquote, parts.groups())
+    return token, module, label
+
+
+def create_hsm(path: Path, hsm: Hsm, network: Network) -> Header:
+    """Write a new keystore that names keys of an HSM. Refused: as `create`."""
+    address = enterprise_address(network, hsm.public_keys[0]).text
+    document = {"version": VERSION_HSM, "network": network.name, "address": address, **asdict(hsm)}
+    _write_new(path, json.dumps(document, indent=2).encode() + b"\n")
+    return Header(network, 0, address, hsm)
 
 
 def change_passphrase(path: Path, old: str, new: str) -> Header:

@@ -96,7 +96,7 @@ def keys_of_model(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def keys_of_toml(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in table.items():
         key = f"{prefix}{name}" if prefix != "merchants." else "merchants.*"
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "keystore.environment":
             yield from keys_of_toml(value, f"{key}.")
         elif isinstance(value, list):
             if not all(isinstance(row, dict) for row in value):
@@ -749,6 +749,19 @@ def test_the_passphrase_comes_from_credential_then_file_then_prompt(tmp_path: Pa
     with pytest.raises(Refused) as caught:
         passphrase_file(without, environ, can_ask=False)
     assert caught.value.name == "keystore_locked"
+
+
+def test_the_pin_of_an_hsm_comes_from_its_own_credential_file_or_prompt(tmp_path: Path) -> None:
+    file = secret(tmp_path / "pin", b"from the file")
+    secret(tmp_path / "keystore-passphrase", b"from systemd")
+    with_file = load(tmp_path, f'[keystore]\npin_file = "{file}"\n')
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert passphrase_file(with_file, environ, can_ask=True, in_hsm=True) == SecretFile(file, private=True)
+    credential = secret(tmp_path / "keystore-pin", b"from systemd", mode=0o440)
+    assert passphrase_file(with_file, environ, can_ask=True, in_hsm=True) == SecretFile(credential, private=False)
+    assert passphrase_file(load(tmp_path), {}, can_ask=True, in_hsm=True) is None
+    with pytest.raises(Refused, match="no systemd credential keystore-pin"):
+        passphrase_file(load(tmp_path), {}, can_ask=False, in_hsm=True)
 
 
 def test_an_unreadable_systemd_credential_is_an_error_and_not_skipped(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ LATER = frozenset(
         "not_signed_yet",
         "paused",
         "restored_recently",
+        "signer_away",
         "signer_lost",
+        "signer_wrong",
         "store_failed",
     }
 )
