@@ -123,7 +123,7 @@ def _as_one(
 
 
 def _is_of_one_block(history: History, *, is_whole: bool) -> bool:
-    """Whether the listed transactions leave the outputs that are listed: each list may come from another machine."""
+    """Whether the listed transactions leave the listed outputs: each list may come from another machine."""
     made = {ref for movement in history.movements.values() for ref in movement.made}
     spent = {ref for movement in history.movements.values() for ref in movement.spent}
     unspent = {f"{utxo.tx_id}#{utxo.index}" for utxo in history.utxos}

@@ -815,7 +815,7 @@ PROBLEMS: dict[str, Problem] = {
         2,
         "The provider needs a project id",
         "Get one for this network at https://blockfrost.io. Save it in a file that only you can read, and set "
-        "project_id_file to its path.",
+        "token_file to its path.",
         money="",
     ),
     "provider_untrusted": Problem(

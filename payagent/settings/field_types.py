@@ -26,7 +26,7 @@ from payagent.core.money import (
     parse_count,
 )
 from payagent.core.notifications import TYPES, matches
-from payagent.core.origin import DEFAULT_PORTS, is_this_machine, parse_origin
+from payagent.core.origin import is_this_machine, parse_origin
 from payagent.core.prepaid_balance import CALLS
 from payagent.core.problems import Refused
 

@@ -62,7 +62,10 @@ async def test_a_transaction_between_two_addresses_of_the_wallet_is_one_with_wha
     assert isinstance(read, History)
     (tx,) = read.transactions
     moved = read.movements[tx.tx_id]
-    assert (set(moved.spent), set(moved.made)) == ({"spent at a", "spent at b"}, {f"a{tx.tx_id}#0", f"b{tx.tx_id}#0"})
+    assert (set(moved.spent), set(moved.made)) == (
+        {"spent at a", "spent at b"},
+        {f"a{tx.tx_id}#0", f"b{tx.tx_id}#0"},
+    )
 
 
 @pytest.mark.parametrize("listed", ["utxos", "transactions"])

@@ -11,6 +11,7 @@ from kit.agent import WORDS
 from kit.canaries import plant
 from kit.cli import PASSPHRASE, Result, invoke, write_private
 
+from payagent.chain.open import KINDS
 from payagent.core.origin import T_BACKEND
 from payagent.secret_file import require_unchanged_by_others
 from payagent.settings.loading import load_settings
