@@ -17,6 +17,7 @@ _MAX_TOKEN_QUANTITY = 2**64 - 1  # the ledger's limit for one output
 _VALUES_MAX = 600_000
 """The most values in one answer. 100 outputs full of assets have 400,000; 16 MB of brackets have 5,000,000."""
 
+_LONG = re.compile(r"[1-9][0-9]{18,19}", re.ASCII)
 HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 UNIT = re.compile(r"[0-9a-f]{56}(?:[0-9a-f]{2}){0,32}", re.ASCII)
 
@@ -35,6 +36,7 @@ _STATUS_REASONS = {
     403: ": the project id is not accepted, or is of another network",
     418: ": banned for going on after too many calls",
 }
+_STATUS_WHYS = {402: Why.QUOTA, 418: Why.QUOTA, 429: Why.RATE}
 
 
 def understood(
@@ -44,8 +46,13 @@ def understood(
     if answer.error is not None:
         return Unknown(_TRANSPORT_REASONS[answer.error], Why.OUTAGE)
     if answer.status not in (200, 404):
-        status = f"http {answer.status}{_STATUS_REASONS.get(answer.status or 0, '')}"
-        return Unknown(status, _why_of(answer.status or 0), retry_after_s(answer.retry_after))
+        status = answer.status or 0
+        why_of_others = Why.OUTAGE if status >= 500 else Why.UNCLEAR
+        return Unknown(
+            f"http {status}{_STATUS_REASONS.get(status, '')}",
+            _STATUS_WHYS.get(status, why_of_others),
+            retry_after_s(answer.retry_after),
+        )
     if sum(map(answer.body.count, (b",", b"[", b"{"))) > _VALUES_MAX:
         return Unknown(f"http {answer.status}, not understood (too many values)")
     try:
@@ -60,12 +67,6 @@ def understood(
     except (LookupError, TypeError) as error:
         why = type(error).__name__
     return Unknown(f"http {answer.status}, not understood ({why})")
-
-
-def _why_of(status: int) -> Why:
-    if status in (402, 418):
-        return Why.QUOTA
-    return Why.RATE if status == 429 else Why.OUTAGE if status >= 500 else Why.UNCLEAR
 
 
 def expect(is_right: bool, what: str) -> None:
@@ -115,11 +116,7 @@ def quantity(value: Any, unit: str) -> int:
 
     A token's may exceed 2^63-1: anyone can send us such an output.
     """
-    try:
-        return check_supply(unit, parse_units(value, unit))
-    except Refused:
-        if unit != LOVELACE and isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{18,19}", value, re.ASCII):
-            units = int(value)
-            if MAX_UNITS < units <= _MAX_TOKEN_QUANTITY:
-                return units
-        raise
+    is_long = isinstance(value, str) and _LONG.fullmatch(value) is not None
+    if unit != LOVELACE and is_long and MAX_UNITS < int(value) <= _MAX_TOKEN_QUANTITY:
+        return int(value)
+    return check_supply(unit, parse_units(value, unit))

@@ -178,7 +178,7 @@ def epoch(node: Node) -> Json:
 
 def parameters(params: Params, epoch_number: int) -> Json:
     """GET /epochs/latest/parameters: the ledger's own parameters, and mainnet's values for the rest."""
-    own_parameters: Json = {
+    return {
         "epoch": epoch_number,
         "min_fee_a": params.min_fee_a,
         "min_fee_b": params.min_fee_b,
@@ -191,8 +191,8 @@ def parameters(params: Params, epoch_number: int) -> Json:
         "coins_per_utxo_size": str(params.coins_per_utxo_byte),
         "coins_per_utxo_word": str(params.coins_per_utxo_byte),
         "min_fee_ref_script_cost_per_byte": params.ref_script_lovelace_per_byte,
+        **_MAINNET_REST,
     }
-    return own_parameters | _MAINNET_REST
 
 
 _MAINNET_REST: Json = {
