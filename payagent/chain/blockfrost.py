@@ -233,7 +233,7 @@ class Blockfrost(Adapter):
             max_bytes,
         )
         read = await parsed(answer, parse, is_own_404)
-        return replace(read, reason=f"{kind}: {self._clean(read.reason)}") if isinstance(read, Unknown) else read
+        return replace(read, reason=f"{kind}: {read.reason}") if isinstance(read, Unknown) else read
 
     async def _block(self, block_hash: str) -> Read[BlockSeen]:
         require_form(HASH, block_hash)
@@ -306,10 +306,6 @@ class Blockfrost(Adapter):
                 return
         self._resumable.pop(address, None)
         raise Unanswered(Unknown(f"transactions: more than {_MAX_TX_PAGES} pages"))
-
-    def _clean(self, text: str) -> str:
-        """Remove the project id, which a provider might echo."""
-        return text.replace(self._secret, "[project id]") if self._secret else text
 
 
 _OWN_SERVERS = OwnServers(
