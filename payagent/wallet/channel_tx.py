@@ -1,4 +1,4 @@
-"""Channels on the chain: the bytes of datums, redeemers and IOUs, and a strict decoder for a channel's transactions.
+"""Channels on the chain: the bytes of datums, redeemers and IOUs, and a strict decoder of their transactions.
 
 Start with `decode_step`. A channel is one UTxO at the script's address. Its inline datum has constants
 (`ChannelTerms`) and a stage (`ChannelStage`). Six transactions of ours, the steps, make, change or spend it.
@@ -73,6 +73,43 @@ class ChannelOutput:
     tokens: int
 
 
+TxRef = tuple[bytes, int]
+"""A transaction id and the index of an output."""
+
+AddressedValue = tuple[bytes, int, dict[str, int]]
+"""An output that pays an address: its raw bytes, lovelace, and tokens by asset."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStep:
+    """A decoded transaction of one of the six shapes. It has no key witnesses.
+
+    `channel_input`: the input that the redeemer's index names; None for open.
+    `output`: the channel as output 0; None for end, elapse and mutual.
+    `others`: the remaining outputs in order.
+    `most_collateral`: lovelace that a failed script takes; the rest goes to `collateral_return`.
+    `signers`: required signers, in order. `units`: memory and CPU steps. `script`: attached bytes, if any.
+    """
+
+    step: str
+    tx_id: bytes
+    inputs: tuple[TxRef, ...]
+    collateral: tuple[TxRef, ...]
+    channel_input: TxRef | None
+    output: ChannelOutput | None
+    others: tuple[AddressedValue, ...]
+    fee: int
+    most_collateral: int
+    start_slot: int | None
+    ttl_slot: int
+    signers: tuple[bytes, ...]
+    collateral_return: AddressedValue | None = None
+    reference_inputs: tuple[TxRef, ...] = ()
+    script: bytes | None = None
+    units: tuple[int, int] = (0, 0)
+    script_data_hash: bytes | None = None
+
+
 def channel_tag(tx_id: bytes, index: int) -> bytes:
     """Return the tag, also the channel's id: the hash of an input of the opening."""
     return hashlib.blake2b(b"\x82" + cbor.byte_string(tx_id) + cbor.uint(index), digest_size=32).digest()
@@ -126,7 +163,7 @@ def reserve(terms: ChannelTerms, coins_per_utxo_byte: int) -> int:
 
 
 def capacity(output: ChannelOutput, coins_per_utxo_byte: int) -> int:
-    """Return the largest amount that an IOU on this channel can redeem, in units of its asset. Never below `subbed`."""
+    """Return the largest amount that an IOU on this channel can redeem. Never below `subbed`."""
     held = output.tokens
     if output.terms.asset == LOVELACE:
         held = max(0, output.lovelace - reserve(output.terms, coins_per_utxo_byte))
