@@ -163,6 +163,12 @@ def _constructor(number: int, *fields: bytes) -> bytes:
     return bytes((0xD8, 121 + number)) + (_list(*fields) if fields else b"\x80")
 
 
+def redeemers(step: str, index: int, units: tuple[int, int]) -> bytes:
+    """Return the witness set's redeemers: that of `step`, for the input at `index`, with memory and CPU units."""
+    memory, cpu = map(cbor.uint, units)
+    return b"\xa1\x82\x00" + cbor.uint(index) + b"\x82" + REDEEMERS[step] + b"\x82" + memory + cpu
+
+
 def script_address(script_hash: bytes) -> bytes:
     """Return the raw address of a script's channels. It has no stake part."""
     return _SCRIPT_ADDRESS + script_hash
@@ -200,7 +206,7 @@ def added(channel: ChannelOutput, units: int) -> ChannelOutput:
 
 
 def closed(channel: ChannelOutput, ttl_ms: int) -> ChannelOutput:
-    """Return the channel closed by a transaction whose TTL is at `ttl_ms`, POSIX time: it elapses at the earliest."""
+    """Return the channel as closed by a transaction whose TTL is at `ttl_ms`, POSIX time."""
     elapse_at_ms = ttl_ms + channel.terms.close_period_ms
     return replace(channel, stage=ChannelStage("closed", channel.stage.subbed, elapse_at_ms))
 
@@ -240,9 +246,9 @@ def _datum(datum: bytes) -> tuple[ChannelTerms, ChannelStage]:
 def decode_step(raw: bytes) -> ChannelStep:
     """Decode an unsigned transaction of one of the six shapes, in canonical form.
 
-    It shows every field that the shape leaves open, so the caller can compare each. Whether the script is trusted
-    (`output.terms.script_hash`, which is also that of the output's address), who owns the inputs and who is paid are
-    the caller's to check. Refused: `signer_refused` for anything else.
+    It shows every field that the shape leaves open, so the caller can compare each. The caller decides whether it
+    trusts the script (`output.terms.script_hash`, also that of the output's address), and who may be paid.
+    Refused: `signer_refused` for anything else.
     """
     try:
         return _step(raw)
@@ -326,10 +332,10 @@ def _witnesses(buf: bytes, at: int) -> tuple[str, int, tuple[int, int], bytes | 
     count, at = read_head(buf, at, MAP, "the witnesses")
     _, at = read_fixed(buf, at, b"\x05\xa1\x82\x00", 0, "the witnesses do not begin with one spending redeemer")
     index, at = read_head(buf, at, NUMBER, "the redeemer's index")
-    step, redeemer = next(
-        ((name, data) for name, data in REDEEMERS.items() if buf.startswith(b"\x82" + data, at)), ("", b"")
-    )
-    _, at = read_fixed(buf, at, b"\x82" + redeemer + b"\x82", 0, "the redeemer is not one of a step")
+    step = next((name for name, data in REDEEMERS.items() if buf.startswith(b"\x82" + data, at)), None)
+    if step is None:
+        raise Undecodable("the redeemer is not one of a step")
+    _, at = read_fixed(buf, at + 1 + len(REDEEMERS[step]), b"\x82", 0, "the redeemer has no units")
     memory, at = read_head(buf, at, NUMBER, "the memory units")
     cpu, at = read_head(buf, at, NUMBER, "the CPU units")
     if count == 1:
