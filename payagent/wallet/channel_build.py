@@ -32,6 +32,7 @@ from payagent.wallet.channel_tx import (
     redeemers,
     script_address,
 )
+from payagent.wallet.transaction import MAINNET_PARAMETERS
 from payagent.wallet.tx_plan import TxParameters
 from payagent.wallet.utxo_index import Utxo
 
@@ -46,7 +47,7 @@ _UNITS = {
 """Memory and CPU units that the validator took for each step at protocol 10. Other inputs and outputs add some."""
 
 _TX_SIZE_MAX, _MEMORY_MAX, _CPU_MAX = 2_500, 1_300_000, 450_000_000
-"""Bounds for pycardano. It takes collateral for the largest possible fee: 3.89 ADA with the ledger's, 0.63 with these."""
+"""Bounds for pycardano. Its collateral is for the largest possible fee: 3.89 ADA by the ledger's, 0.63 by these."""
 
 _SHORT_OF_FUNDS = 3
 _CHILD_S = 60
@@ -71,6 +72,9 @@ class ScriptParameters:
     collateral_percent: int = 150
 
 
+_NO_SCRIPT = ScriptParameters(())
+
+
 @dataclass(frozen=True, slots=True)
 class StepOrder:
     """One transaction to build.
@@ -91,8 +95,8 @@ class StepOrder:
     start_slot: int | None = None
     script: bytes = b""
     reference: TxRef | None = None
-    scripts: ScriptParameters = ScriptParameters(())
-    parameters: TxParameters = TxParameters()
+    scripts: ScriptParameters = _NO_SCRIPT
+    parameters: TxParameters = MAINNET_PARAMETERS
 
     @property
     def units(self) -> tuple[int, int]:
@@ -149,7 +153,7 @@ def _run_child(request: Mapping[str, object]) -> bytes:
 
 
 def _check(order: StepOrder, step: ChannelStep) -> None:
-    """Compare every field with the order, but those that pycardano computes: these must balance and meet the caps."""
+    """Compare every field with the order. What pycardano computes must balance and meet the caps."""
     nonce = order.utxos[0]
     own = [(bytes.fromhex(utxo.tx_id), utxo.index) for utxo in order.utxos]
     channel_input, is_script = (None, False) if order.channel is None else (order.channel[0], True)
@@ -160,7 +164,7 @@ def _check(order: StepOrder, step: ChannelStep) -> None:
         collateral=(own[0],) if is_script else (),
         channel_input=channel_input,
         output=order.output,
-        others=(*order.payouts, *((order.own, *value) for _, *value in step.others[len(order.payouts) :])),
+        others=(*order.payouts, *((order.own, *value[1:]) for value in step.others[len(order.payouts) :])),
         start_slot=order.start_slot,
         ttl_slot=order.ttl_slot,
         signers=order.signers,
@@ -251,9 +255,9 @@ def main() -> None:
     )
 
     try:
-        print(_build(json.load(sys.stdin)))  # noqa: T201  the answer
+        print(_build(json.load(sys.stdin)))
     except (InsufficientUTxOBalanceException, InvalidTransactionException, UTxOSelectionException) as error:
-        print(type(error).__name__, file=sys.stderr)  # noqa: T201
+        print(type(error).__name__, file=sys.stderr)
         sys.exit(_SHORT_OF_FUNDS)
 
 
