@@ -11,8 +11,8 @@ import hashlib
 import re
 from typing import NamedTuple
 
-_NUMBER, _BYTES, _ARRAY, _MAP = 0, 2, 4, 5
-_KINDS = {_NUMBER: "an unsigned integer", _BYTES: "a byte string", _ARRAY: "an array", _MAP: "a map"}
+NUMBER, BYTES, ARRAY, MAP = 0, 2, 4, 5
+_KINDS = {NUMBER: "an unsigned integer", BYTES: "a byte string", ARRAY: "an array", MAP: "a map"}
 _LONGER_FROM = (24, 1 << 8, 1 << 16, 1 << 32)
 """The smallest number that needs a head with one, two, four or eight more bytes."""
 
@@ -60,7 +60,7 @@ class DecodedTransaction(NamedTuple):
     commitment: bytes | None
 
 
-def _head(buf: bytes, at: int, kind: int, name: str) -> tuple[int, int]:
+def read_head(buf: bytes, at: int, kind: int, name: str) -> tuple[int, int]:
     """Read the number in the head of an item of this kind: its value or its length."""
     first = buf[at]
     if first >> 5 != kind:
@@ -79,16 +79,16 @@ def _head(buf: bytes, at: int, kind: int, name: str) -> tuple[int, int]:
     return value, end
 
 
-def _bytes(buf: bytes, at: int, name: str) -> tuple[bytes, int]:
-    size, at = _head(buf, at, _BYTES, name)
+def read_bytes(buf: bytes, at: int, name: str) -> tuple[bytes, int]:
+    size, at = read_head(buf, at, BYTES, name)
     end = at + size
     if end > len(buf):
         raise Undecodable("the bytes end inside a byte string")
     return buf[at:end], end
 
 
-def _fixed(buf: bytes, at: int, prefix: bytes, size: int, problem: str) -> tuple[bytes, int]:
-    """Read `size` bytes that follow the required bytes `opened`."""
+def read_fixed(buf: bytes, at: int, prefix: bytes, size: int, problem: str) -> tuple[bytes, int]:
+    """Read `size` bytes that follow the required bytes `prefix`."""
     begin = at + len(prefix)
     end = begin + size
     if buf[at:begin] != prefix or end > len(buf):
@@ -96,47 +96,58 @@ def _fixed(buf: bytes, at: int, prefix: bytes, size: int, problem: str) -> tuple
     return buf[begin:end], end
 
 
-def _set(buf: bytes, at: int, name: str) -> tuple[int, int]:
+def read_set(buf: bytes, at: int, name: str) -> tuple[int, int]:
     """Read the number of elements of a set."""
     if buf[at : at + 3] != _SET:
         raise Undecodable(f"{name} are not a set")
-    return _head(buf, at + 3, _ARRAY, name)
+    return read_head(buf, at + 3, ARRAY, name)
 
 
-def _inputs(buf: bytes, at: int) -> tuple[tuple[tuple[str, int], ...], int]:
-    count, at = _set(buf, at, "the inputs")
+def read_inputs(buf: bytes, at: int) -> tuple[tuple[tuple[str, int], ...], int]:
+    count, at = read_set(buf, at, "the inputs")
     inputs = []
     for _ in range(count):
-        tx_id, at = _fixed(buf, at, _PAIR + _BYTES_32, 32, "an input is not a transaction id and an index")
-        index, at = _head(buf, at, _NUMBER, "an input's index")
+        tx_id, at = read_fixed(buf, at, _PAIR + _BYTES_32, 32, "an input is not a transaction id and an index")
+        index, at = read_head(buf, at, NUMBER, "an input's index")
         inputs.append((tx_id.hex(), index))
     return tuple(inputs), at
 
 
 def _outputs(buf: bytes, at: int) -> tuple[tuple[DecodedOutput, ...], int]:
-    count, at = _head(buf, at, _ARRAY, "the list of outputs")
+    count, at = read_head(buf, at, ARRAY, "the list of outputs")
     outputs = []
     for _ in range(count):
-        start = at
-        if buf[at] != 0x82:
-            raise Undecodable("an output is not an address and a value")
-        address, at = _bytes(buf, at + 1, "an address")
-        assets: dict[str, int] = {}
-        if buf[at] == 0x82:
-            lovelace, at = _head(buf, at + 1, _NUMBER, "an amount")
-            assets, at = _assets(buf, at)
-        else:
-            lovelace, at = _head(buf, at, _NUMBER, "an amount")
-        outputs.append(DecodedOutput(address, lovelace, assets, at - start))
+        output, at = read_output(buf, at)
+        outputs.append(output)
     return tuple(outputs), at
+
+
+def read_output(buf: bytes, at: int) -> tuple[DecodedOutput, int]:
+    """Read an output [address, value], which has no datum and no script."""
+    start = at
+    if buf[at] != 0x82:
+        raise Undecodable("an output is not an address and a value")
+    address, at = read_bytes(buf, at + 1, "an address")
+    lovelace, assets, at = read_value(buf, at)
+    return DecodedOutput(address, lovelace, assets, at - start), at
+
+
+def read_value(buf: bytes, at: int) -> tuple[int, dict[str, int], int]:
+    """Read a value: lovelace, or [lovelace, assets]."""
+    if buf[at] != 0x82:
+        lovelace, at = read_head(buf, at, NUMBER, "an amount")
+        return lovelace, {}, at
+    lovelace, at = read_head(buf, at + 1, NUMBER, "an amount")
+    assets, at = _assets(buf, at)
+    return lovelace, assets, at
 
 
 def _assets(buf: bytes, at: int) -> tuple[dict[str, int], int]:
     assets: dict[str, int] = {}
-    policies, at = _head(buf, at, _MAP, "an output's list of assets")
+    policies, at = read_head(buf, at, MAP, "an output's list of assets")
     before = b""
     for _ in range(policies):
-        policy, at = _fixed(buf, at, _BYTES_28, 28, "a policy is not of 28 bytes")
+        policy, at = read_fixed(buf, at, _BYTES_28, 28, "a policy is not of 28 bytes")
         if policy <= before:
             raise Undecodable("a policy is out of order or duplicate")
         before = policy
@@ -148,16 +159,16 @@ def _assets(buf: bytes, at: int) -> tuple[dict[str, int], int]:
 
 def _assets_of(buf: bytes, at: int, policy: bytes, assets: dict[str, int]) -> int:
     """Add the assets of one policy to `assets`. Canonical order puts shorter names first."""
-    count, at = _head(buf, at, _MAP, "a policy's assets")
+    count, at = read_head(buf, at, MAP, "a policy's assets")
     before: tuple[int, bytes] | None = None
     for _ in range(count):
-        name, at = _bytes(buf, at, "an asset's name")
+        name, at = read_bytes(buf, at, "an asset's name")
         if len(name) > 32:
             raise Undecodable("an asset's name is longer than 32 bytes")
         if before is not None and (len(name), name) <= before:
             raise Undecodable("an asset's name is out of order or duplicate")
         before = len(name), name
-        units, at = _head(buf, at, _NUMBER, "units")
+        units, at = read_head(buf, at, NUMBER, "units")
         if not units:
             raise Undecodable("a value lists an asset with zero units")
         assets[(policy + name).hex()] = units
@@ -169,17 +180,17 @@ def _assets_of(buf: bytes, at: int, policy: bytes, assets: dict[str, int]) -> in
 def _field(buf: bytes, at: int, key: int, name: str) -> tuple[int, int]:
     if buf[at] != key:
         raise Undecodable(_OTHER_FIELDS)
-    return _head(buf, at + 1, _NUMBER, name)
+    return read_head(buf, at + 1, NUMBER, name)
 
 
 def _witnesses(buf: bytes, at: int) -> tuple[tuple[tuple[bytes, bytes], ...], int]:
     if buf[at : at + 2] != b"\xa1\x00":
         raise Undecodable("there are other witnesses than key witnesses")
-    count, at = _set(buf, at + 2, "the witnesses")
+    count, at = read_set(buf, at + 2, "the witnesses")
     witnesses = []
     for _ in range(count):
-        key, at = _fixed(buf, at, _PAIR + _BYTES_32, 32, "a witness is not a key and a signature")
-        signature, at = _fixed(buf, at, _BYTES_64, 64, "a signature is not of 64 bytes")
+        key, at = read_fixed(buf, at, _PAIR + _BYTES_32, 32, "a witness is not a key and a signature")
+        signature, at = read_fixed(buf, at, _BYTES_64, 64, "a signature is not of 64 bytes")
         witnesses.append((key, signature))
     return tuple(witnesses), at
 
@@ -222,10 +233,10 @@ def decode_body(raw: bytes) -> DecodedBody:
 
 
 def _body(buf: bytes, at: int) -> tuple[DecodedBody, int]:
-    count, at = _head(buf, at, _MAP, "the body")
+    count, at = read_head(buf, at, MAP, "the body")
     if buf[at] != 0:
         raise Undecodable(_OTHER_FIELDS)
-    inputs, at = _inputs(buf, at + 1)
+    inputs, at = read_inputs(buf, at + 1)
     if buf[at] != 1:
         raise Undecodable(_OTHER_FIELDS)
     outputs, at = _outputs(buf, at + 1)
@@ -235,7 +246,7 @@ def _body(buf: bytes, at: int) -> tuple[DecodedBody, int]:
     network_id: int | None = None
     fields = 4
     if buf[at : at + 1] == b"\x07":
-        stated_hash, at = _fixed(buf, at + 1, _BYTES_32, 32, _OTHER_FIELDS)
+        stated_hash, at = read_fixed(buf, at + 1, _BYTES_32, 32, _OTHER_FIELDS)
         fields += 1
     if buf[at : at + 1] == b"\x0f":
         network_id, at = _field(buf, at, 15, "the network")

@@ -1,0 +1,426 @@
+"""Channels on the chain: the bytes of datums, redeemers and IOUs, and a strict decoder of their transactions.
+
+Start with `decode_step`. A channel is one UTxO at the script's address. Its inline datum has constants
+(`ChannelTerms`) and a stage (`ChannelStage`). Six transactions of ours, the steps, make, change or spend it.
+
+Source: the x402 draft `batch-settlement` for Cardano, v0.7, with the Subbit validator. Test networks only.
+
+Never: pycardano, I/O, a clock; trusts a script: the caller compares `script_hash` with the scripts it trusts.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from payagent.core.money import LOVELACE
+from payagent.core.problems import Refused
+from payagent.wallet import cbor_write as cbor
+from payagent.wallet.tx_decode import (
+    ARRAY,
+    MAP,
+    NUMBER,
+    Undecodable,
+    read_bytes,
+    read_fixed,
+    read_head,
+    read_inputs,
+    read_output,
+    read_set,
+    read_value,
+)
+
+CHANNEL_STEPS = ("open", "add", "close", "end", "elapse", "mutual")
+STAGES = ("opened", "closed", "settled")
+
+REDEEMERS: Mapping[str, bytes] = MappingProxyType(
+    {
+        "add": bytes.fromhex("d87a9f9fd8799fd87980ffffff"),
+        "close": bytes.fromhex("d87a9f9fd8799fd87b80ffffff"),
+        "end": bytes.fromhex("d87a9f9fd87a9fd87980ffffff"),
+        "elapse": bytes.fromhex("d87a9f9fd87a9fd87a80ffffff"),
+        "mutual": bytes.fromhex("d87b80"),
+    }
+)
+"""The redeemer of each step that runs the script. To open a channel runs none."""
+
+_SCRIPT_ADDRESS = b"\x70"  # CIP-19 type 7 without a stake part, on a test network
+_OUTPUT_OVERHEAD_BYTES = 160
+_INPUTS_MAX = 3
+_OPEN_FIELDS, _SCRIPT_FIELDS = {0, 1, 2, 3}, {0, 1, 2, 3, 11, 13, 14, 16, 17}
+_WIDE = 2**63  # the widest integers that a Closed datum and a value are planned for
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelTerms:
+    """The constants of a channel's datum. `script_hash` is its ownHash, `asset` as `parse_asset` gives it.
+
+    `consumer` and `provider` are key hashes. `iou_key` is the public key that signs IOUs.
+    """
+
+    script_hash: bytes
+    tag: bytes
+    asset: str
+    iou_key: bytes
+    consumer: bytes
+    provider: bytes
+    close_period_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStage:
+    """The part of a datum that changes. `name` is one of `STAGES`.
+
+    `subbed`: units the provider has taken, 0 when settled. `elapse_at_ms`: POSIX time, only when closed.
+    """
+
+    name: str
+    subbed: int
+    elapse_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOutput:
+    """A channel's UTxO. `tokens`: units of `terms.asset`, 0 for lovelace."""
+
+    terms: ChannelTerms
+    stage: ChannelStage
+    lovelace: int
+    tokens: int
+
+
+TxRef = tuple[bytes, int]
+"""A transaction id and the index of an output."""
+
+AddressedValue = tuple[bytes, int, dict[str, int]]
+"""An output that pays an address: its raw bytes, lovelace, and tokens by asset."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStep:
+    """A decoded transaction of one of the six shapes. It has no key witnesses.
+
+    `channel_input`: the input that the redeemer's index names; None for open.
+    `output`: the channel as output 0; None for end, elapse and mutual.
+    `others`: the remaining outputs in order.
+    `most_collateral`: lovelace that a failed script takes; the rest goes to `collateral_return`.
+    `signers`: required signers, in order. `units`: memory and CPU steps. `script`: attached bytes, if any.
+    """
+
+    step: str
+    tx_id: bytes
+    inputs: tuple[TxRef, ...]
+    collateral: tuple[TxRef, ...]
+    channel_input: TxRef | None
+    output: ChannelOutput | None
+    others: tuple[AddressedValue, ...]
+    fee: int
+    most_collateral: int
+    start_slot: int | None
+    ttl_slot: int
+    signers: tuple[bytes, ...]
+    collateral_return: AddressedValue | None = None
+    reference_inputs: tuple[TxRef, ...] = ()
+    script: bytes | None = None
+    units: tuple[int, int] = (0, 0)
+    script_data_hash: bytes | None = None
+
+
+def channel_tag(tx_id: bytes, index: int) -> bytes:
+    """Return the tag, also the channel's id: the hash of an input of the opening."""
+    return hashlib.blake2b(b"\x82" + cbor.byte_string(tx_id) + cbor.uint(index), digest_size=32).digest()
+
+
+def iou_message(tag: bytes, amount: int) -> bytes:
+    """Return the bytes that an IOU signs. `amount` is cumulative, in smallest units."""
+    return _list(cbor.byte_string(tag), cbor.uint(amount))
+
+
+def channel_datum(terms: ChannelTerms, stage: ChannelStage) -> bytes:
+    """Return the inline datum: [ownHash, constants, stage] as Plutus data."""
+    hashes = [cbor.byte_string(value) for value in (terms.iou_key, terms.consumer, terms.provider)]
+    asset = bytes.fromhex("" if terms.asset == LOVELACE else terms.asset)
+    currency = (
+        _constructor(1, cbor.byte_string(asset[:28]), cbor.byte_string(asset[28:])) if asset else _constructor(0)
+    )
+    constants = _list(cbor.byte_string(terms.tag), currency, *hashes, cbor.uint(terms.close_period_ms))
+    return _list(cbor.byte_string(terms.script_hash), constants, _stage(stage))
+
+
+def _stage(stage: ChannelStage) -> bytes:
+    fields = [] if stage.name == "settled" else [cbor.uint(stage.subbed)]
+    if stage.elapse_at_ms is not None:
+        fields.append(cbor.uint(stage.elapse_at_ms))
+    return _constructor(STAGES.index(stage.name), *fields)
+
+
+def _list(*items: bytes) -> bytes:
+    return b"\x9f" + b"".join(items) + b"\xff"
+
+
+def _constructor(number: int, *fields: bytes) -> bytes:
+    return bytes((0xD8, 121 + number)) + (_list(*fields) if fields else b"\x80")
+
+
+def redeemers(step: str, index: int, units: tuple[int, int]) -> bytes:
+    """Return the witness set's redeemers: that of `step`, for the input at `index`, with memory and CPU units."""
+    memory, cpu = map(cbor.uint, units)
+    return b"\xa1\x82\x00" + cbor.uint(index) + b"\x82" + REDEEMERS[step] + b"\x82" + memory + cpu
+
+
+def script_address(script_hash: bytes) -> bytes:
+    """Return the raw address of a script's channels. It has no stake part."""
+    return _SCRIPT_ADDRESS + script_hash
+
+
+def reserve(terms: ChannelTerms, coins_per_utxo_byte: int) -> int:
+    """Return the lovelace that stays in the channel until it ends: min-ADA of its output when closed."""
+    datum = channel_datum(replace(terms, close_period_ms=_WIDE), ChannelStage("closed", _WIDE, _WIDE))
+    value = 5 if terms.asset == LOVELACE else 6 + len(cbor.single_asset(terms.asset, _WIDE))
+    size = 1 + 1 + 31 + 1 + value + 1 + 4 + len(cbor.byte_string(datum))
+    return (_OUTPUT_OVERHEAD_BYTES + size) * coins_per_utxo_byte
+
+
+def capacity(output: ChannelOutput, coins_per_utxo_byte: int) -> int:
+    """Return the largest amount that an IOU on this channel can redeem. Never below `subbed`."""
+    held = output.tokens
+    if output.terms.asset == LOVELACE:
+        held = max(0, output.lovelace - reserve(output.terms, coins_per_utxo_byte))
+    return output.stage.subbed + held
+
+
+def opened(terms: ChannelTerms, units: int, coins_per_utxo_byte: int) -> ChannelOutput:
+    """Return a new channel with `units` of its asset. With a token it holds exactly the reserve in lovelace."""
+    stage = ChannelStage("opened", 0, None)
+    if terms.asset == LOVELACE:
+        return ChannelOutput(terms, stage, units, 0)
+    return ChannelOutput(terms, stage, reserve(terms, coins_per_utxo_byte), units)
+
+
+def added(channel: ChannelOutput, units: int) -> ChannelOutput:
+    """Return the channel with `units` more of its asset."""
+    if channel.terms.asset == LOVELACE:
+        return replace(channel, lovelace=channel.lovelace + units)
+    return replace(channel, tokens=channel.tokens + units)
+
+
+def closed(channel: ChannelOutput, ttl_ms: int) -> ChannelOutput:
+    """Return the channel as closed by a transaction whose TTL is at `ttl_ms`, POSIX time."""
+    elapse_at_ms = ttl_ms + channel.terms.close_period_ms
+    return replace(channel, stage=ChannelStage("closed", channel.stage.subbed, elapse_at_ms))
+
+
+def decode_datum(datum: bytes) -> tuple[ChannelTerms, ChannelStage]:
+    """Decode a channel's datum, in the encoding of `channel_datum` alone. Raises Undecodable."""
+    try:
+        terms, stage = _datum(datum)
+    except IndexError:
+        raise Undecodable("the datum ends early") from None
+    if channel_datum(terms, stage) != datum:
+        raise Undecodable("the datum is not a channel's in canonical form")
+    return terms, stage
+
+
+def _datum(datum: bytes) -> tuple[ChannelTerms, ChannelStage]:
+    """Take the fields from where they must be. `decode_datum` compares all other bytes."""
+    asset, at = LOVELACE, 69
+    if datum[67] == 0x7A:
+        name, at = read_bytes(datum, 99, "the name of the channel's asset")
+        if len(name) > 32:
+            raise Undecodable("the name of the channel's asset is longer than 32 bytes")
+        asset, at = (datum[71:99] + name).hex(), at + 1
+    hashes = datum[at + 2 : at + 34], datum[at + 36 : at + 64], datum[at + 66 : at + 94]
+    close_period_ms, at = read_head(datum, at + 94, NUMBER, "the close period")
+    terms = ChannelTerms(datum[3:31], datum[34:66], asset, *hashes, close_period_ms)
+    name_of_stage = STAGES[(datum[at + 2] - 121) % 256]
+    if name_of_stage == "settled":
+        return terms, ChannelStage(name_of_stage, 0, None)
+    elapse_at_ms: int | None = None
+    subbed, at = read_head(datum, at + 4, NUMBER, "the taken units")
+    if name_of_stage == "closed":
+        elapse_at_ms, at = read_head(datum, at, NUMBER, "the time of elapse")
+    return terms, ChannelStage(name_of_stage, subbed, elapse_at_ms)
+
+
+def decode_step(raw: bytes) -> ChannelStep:
+    """Decode an unsigned transaction of one of the six shapes, in canonical form.
+
+    It shows every field that the shape leaves open, so the caller can compare each. The caller decides whether it
+    trusts the script (`output.terms.script_hash`, also that of the output's address), and who may be paid.
+    Refused: `signer_refused` for anything else.
+    """
+    try:
+        return _step(raw)
+    except (Undecodable, IndexError) as error:
+        why = error if isinstance(error, Undecodable) else "the bytes end early"
+        raise Refused("signer_refused", f"it is not a channel's transaction: {why}") from None
+
+
+def _step(raw: bytes) -> ChannelStep:
+    _require(raw[:1] == b"\x84", "a transaction is an array of four")
+    body, body_end = _body(raw, 1)
+    step, index, units, script, end = _witnesses(raw, body_end)
+    _require(raw[end:] == b"\xf5\xf6", "it ends in true and null, without trailing bytes")
+    _require_fields(step, body, script)
+    inputs, (output, others) = body[0], body[1]
+    _require(len(inputs) <= _INPUTS_MAX, f"it has more than {_INPUTS_MAX} inputs")
+    channel_input: TxRef | None = None
+    if step != "open":
+        channel_input = inputs[index]
+        spare = [ref for ref in body[13] if ref in inputs and ref != channel_input]
+        _require(spare == [*body[13]] and len(spare) == 1, "the collateral is not one input beside the channel")
+    _require_shape(step, body)
+    return ChannelStep(
+        step=step,
+        tx_id=hashlib.blake2b(raw[1:body_end], digest_size=32).digest(),
+        inputs=inputs,
+        collateral=body.get(13, ()),
+        channel_input=channel_input,
+        output=output,
+        others=others,
+        fee=body[2],
+        most_collateral=body.get(17, 0),
+        start_slot=body.get(8),
+        ttl_slot=body[3],
+        signers=body.get(14, ()),
+        collateral_return=body.get(16),
+        reference_inputs=body.get(18, ()),
+        script=script,
+        units=units,
+        script_data_hash=body.get(11),
+    )
+
+
+def _require_fields(step: str, body: Mapping[int, Any], script: bytes | None) -> None:
+    needed = _OPEN_FIELDS if step == "open" else _SCRIPT_FIELDS | ({18} if script is None else set())
+    _require(body.keys() - {8} == needed, "the body lacks a field of its shape, or has another")
+    _require((8 in body) == (step == "elapse"), "to elapse, and nothing else, has a first slot")
+
+
+def _require_shape(step: str, body: Mapping[int, Any]) -> None:
+    output: ChannelOutput | None = body[1][0]
+    stage = {"open": "opened", "add": "opened", "close": "closed"}.get(step)
+    _require((output and output.stage.name) == stage, f"output 0 is not what {step} leaves of a channel")
+    if step != "open":
+        signers = body[14]
+        _require(len(signers) == (2 if step == "mutual" else 1), f"{step} needs other signers")
+        _require(output is None or signers == (output.terms.consumer,), "the signer is not the channel's consumer")
+    elif output is not None:
+        tags = [channel_tag(*ref) for ref in body[0]]
+        _require(output.terms.tag in tags and not output.stage.subbed, "a new channel has the tag of an input")
+
+
+def _body(buf: bytes, at: int) -> tuple[dict[int, Any], int]:
+    """Read the fields by their keys, which are in order."""
+    count, at = read_head(buf, at, MAP, "the body")
+    fields: dict[int, Any] = {}
+    before = -1
+    for _ in range(count):
+        key, at = read_head(buf, at, NUMBER, "a key of the body")
+        _require(key > before and key in _READERS, f"the body has the field {key}, or not in order")
+        before = key
+        fields[key], at = _READERS[key](buf, at)
+    _require(fields.keys() >= _OPEN_FIELDS, "the body lacks inputs, outputs, fee or TTL")
+    return fields, at
+
+
+def _witnesses(buf: bytes, at: int) -> tuple[str, int, tuple[int, int], bytes | None, int]:
+    """Read the redeemer, as step, the spent input's place and units, and the attached script."""
+    if buf[at] == 0xA0:
+        return "open", 0, (0, 0), None, at + 1
+    count, at = read_head(buf, at, MAP, "the witnesses")
+    _, at = read_fixed(buf, at, b"\x05\xa1\x82\x00", 0, "the witnesses do not begin with one spending redeemer")
+    index, at = read_head(buf, at, NUMBER, "the redeemer's index")
+    step = next((name for name, data in REDEEMERS.items() if buf.startswith(b"\x82" + data, at)), None)
+    if step is None:
+        raise Undecodable("the redeemer is not one of a step")
+    _, at = read_fixed(buf, at + 1 + len(REDEEMERS[step]), b"\x82", 0, "the redeemer has no units")
+    memory, at = read_head(buf, at, NUMBER, "the memory units")
+    cpu, at = read_head(buf, at, NUMBER, "the CPU units")
+    if count == 1:
+        return step, index, (memory, cpu), None, at
+    _require(count == 2, "there are other witnesses than a redeemer and a script")
+    _, at = read_fixed(buf, at, b"\x07" + cbor.TAGGED_SET + b"\x81", 0, "there is not one Plutus V3 script")
+    script, at = read_bytes(buf, at, "the script")
+    return step, index, (memory, cpu), script, at
+
+
+def _refs(buf: bytes, at: int) -> tuple[tuple[TxRef, ...], int]:
+    inputs, at = read_inputs(buf, at)
+    refs = tuple((bytes.fromhex(tx_id), index) for tx_id, index in inputs)
+    _require(list(refs) == sorted(set(refs)) and len(refs) > 0, "a set of inputs is empty, or not in order")
+    return refs, at
+
+
+def _outputs(buf: bytes, at: int) -> tuple[tuple[ChannelOutput | None, tuple[AddressedValue, ...]], int]:
+    """Read the outputs: the channel, which can only be the first, and the others."""
+    count, at = read_head(buf, at, ARRAY, "the list of outputs")
+    channel: ChannelOutput | None = None
+    if count and buf[at] == 0xA3:
+        channel, at = _channel_output(buf, at)
+        count -= 1
+    others = []
+    for _ in range(count):
+        other, at = _other(buf, at)
+        others.append(other)
+    return (channel, tuple(others)), at
+
+
+def _channel_output(buf: bytes, at: int) -> tuple[ChannelOutput, int]:
+    head = b"\xa3\x00\x58\x1d" + _SCRIPT_ADDRESS
+    script_hash, at = read_fixed(buf, at, head, 28, "output 0 does not pay a script on a test network")
+    _, at = read_fixed(buf, at, b"\x01", 0, "output 0 has no value")
+    lovelace, assets, at = read_value(buf, at)
+    _, at = read_fixed(buf, at, b"\x02\x82\x01\xd8\x18", 0, "output 0 has no inline datum")
+    datum, at = read_bytes(buf, at, "the datum")
+    terms, stage = decode_datum(datum)
+    _require(terms.script_hash == script_hash, "the datum names another script than the address")
+    tokens = assets.pop(terms.asset, 0)
+    _require(not assets, "the channel holds another token than its own")
+    return ChannelOutput(terms, stage, lovelace, tokens), at
+
+
+def _other(buf: bytes, at: int) -> tuple[AddressedValue, int]:
+    output, at = read_output(buf, at)
+    return (output.address, output.lovelace, output.assets), at
+
+
+def _signers(buf: bytes, at: int) -> tuple[tuple[bytes, ...], int]:
+    count, at = read_set(buf, at, "the required signers")
+    signers = []
+    for _ in range(count):
+        key_hash, at = read_fixed(buf, at, b"\x58\x1c", 28, "a required signer is not of 28 bytes")
+        signers.append(key_hash)
+    _require(len(set(signers)) == len(signers), "a required signer occurs twice")
+    return tuple(signers), at
+
+
+def _number(buf: bytes, at: int) -> tuple[int, int]:
+    return read_head(buf, at, NUMBER, "a number of the body")
+
+
+def _hash(buf: bytes, at: int) -> tuple[bytes, int]:
+    return read_fixed(buf, at, b"\x58\x20", 32, "the script data hash is not of 32 bytes")
+
+
+_READERS: Mapping[int, Callable[[bytes, int], tuple[Any, int]]] = MappingProxyType(
+    {
+        0: _refs, 1: _outputs, 2: _number, 3: _number, 8: _number, 11: _hash, 13: _refs, 14: _signers, 16: _other,
+        17: _number, 18: _refs,
+    }
+)  # fmt: skip
+"""How the body's fields are read, by Conway's keys. There is no network id (15)."""
+
+
+def _require(is_met: bool, why: str) -> None:
+    if not is_met:
+        raise Undecodable(why)
+
+
+def add_witnesses(unsigned: bytes, witnesses: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Return the transaction signed: `witnesses` are public keys with their signatures of its id."""
+    _, at = _body(unsigned, 1)
+    signatures = b"".join(b"\x82" + cbor.byte_string(key) + cbor.byte_string(made) for key, made in witnesses)
+    key_witnesses = b"\x00" + cbor.TAGGED_SET + cbor.head(4, len(witnesses)) + signatures
+    return unsigned[:at] + bytes((unsigned[at] + 1,)) + key_witnesses + unsigned[at + 1 :]

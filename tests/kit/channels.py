@@ -1,0 +1,80 @@
+"""Orders for a channel's six transactions, on one wallet and one channel, with a script that is always true."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from kit.plutus_v3 import COST_MODEL_V3
+from ledger_check.txkit import Key, Out
+
+from payagent.wallet.channel_build import ScriptParameters, StepOrder, script_hash
+from payagent.wallet.channel_tx import (
+    ChannelOutput,
+    ChannelStage,
+    ChannelTerms,
+    added,
+    channel_datum,
+    channel_tag,
+    closed,
+    opened,
+    script_address,
+)
+from payagent.wallet.utxo_index import Utxo
+
+ADA = 1_000_000
+COINS_PER_BYTE = 4_310
+CONSUMER, PROVIDER = Key.extended(1), Key.extended(2)
+OWN, PAYEE = CONSUMER.address(), PROVIDER.address(base=False)
+SCRIPT = bytes.fromhex("450101002499")  # (program 1.1.0 (lam x (con unit ())))
+TOKEN = "ab" * 28 + b"USDX".hex()
+NONCE = Utxo("33" * 32, 1, 20 * ADA)
+CHANNEL_REF, REFERENCE = (b"\x44" * 32, 0), (b"\x55" * 32, 2)
+START, TTL, TTL_MS = 400_000, 500_000, 1_700_000_000_000
+TERMS = ChannelTerms(
+    script_hash=script_hash(SCRIPT),
+    tag=channel_tag(bytes.fromhex(NONCE.tx_id), NONCE.index),
+    asset="lovelace",
+    iou_key=b"\x77" * 32,
+    consumer=CONSUMER.key_hash,
+    provider=PROVIDER.key_hash,
+    close_period_ms=900_000,
+)
+OPEN = opened(TERMS, 10 * ADA, COINS_PER_BYTE)
+USED = replace(OPEN, stage=ChannelStage("opened", 3 * ADA, None), lovelace=7 * ADA)
+STEPS = ("open", "add", "close", "end", "elapse", "mutual")
+
+
+def order_of(step: str, **changes: Any) -> StepOrder:
+    """An order with the script referenced."""
+    order = StepOrder(step, OWN, (NONCE,), TTL, scripts=ScriptParameters(COST_MODEL_V3))
+    if step == "open":
+        return replace(order, output=OPEN, **changes)
+    before = {
+        "end": replace(USED, stage=ChannelStage("settled", 0, None)),
+        "elapse": closed(USED, TTL_MS),
+    }.get(step, USED)
+    output = {"add": added(USED, 5 * ADA), "close": closed(USED, TTL_MS)}.get(step)
+    more: dict[str, Any] = {"script": SCRIPT, "reference": REFERENCE}
+    if step == "elapse":
+        more["start_slot"] = START
+    if step == "mutual":
+        more["payouts"] = ((PAYEE, 2 * ADA, {}),)
+    return replace(order, channel=(CHANNEL_REF, before), output=output, **more | changes)
+
+
+def unspent(order: StepOrder) -> Mapping[tuple[str, int], Out]:
+    """The outputs that an order's transaction needs on the chain."""
+    utxos = {(utxo.tx_id, utxo.index): Out(OWN, utxo.lovelace, dict(utxo.assets)) for utxo in order.utxos}
+    if order.channel:
+        (tx_id, index), channel = order.channel
+        utxos[tx_id.hex(), index] = on_chain(channel)
+    if order.reference:
+        script = b"\x82\x03" + bytes((0x40 + len(SCRIPT),)) + SCRIPT
+        utxos[order.reference[0].hex(), order.reference[1]] = Out(OWN, 2 * ADA, reference_script=script.hex())
+    return utxos
+
+
+def on_chain(channel: ChannelOutput) -> Out:
+    tokens = {channel.terms.asset: channel.tokens} if channel.tokens else {}
+    datum = channel_datum(channel.terms, channel.stage).hex()
+    return Out(script_address(channel.terms.script_hash), channel.lovelace, tokens, inline_datum=datum)
