@@ -22,6 +22,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
 from payagent.devnet.catalogue import json_object, read_body
+from payagent.devnet.channel_script import SCRIPT, SCRIPT_HASH
 from payagent.devnet.faults import NOW, Fault, read_fault
 from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
@@ -198,6 +199,10 @@ class ChainApi:
         chain = self.node.chain
         return shapes.parameters(chain.params, chain.slot // shapes.EPOCH_LENGTH_SLOTS)
 
+    def script(self, request: Request, _behind: int) -> object:
+        """GET /scripts/{hash}/cbor. The devnet knows the script of channels only."""
+        return {"cbor": _found(SCRIPT if request.path_params["hash"] == SCRIPT_HASH.hex() else None).hex()}
+
     def _touches(self, tx: Tx, raw: bytes) -> bool:
         spent = [output_of(self.node.chain, ref) for ref in tx.inputs]
         return any(out is not None and out.address == raw for out in (*spent, *tx.outputs))
@@ -222,6 +227,7 @@ _READS: tuple[tuple[str, _Read], ...] = (
         lambda api, request, _: shapes.transaction_utxos(api.node.chain, api.named(request)[0]),
     ),
     ("/txs/{hash}/cbor", lambda api, request, _: {"cbor": api.named(request)[0].raw.hex()}),
+    ("/scripts/{hash}/cbor", ChainApi.script),
     ("/mempool", lambda api, request, _: _hashes(_page(request, tuple(api.node.chain.mempool)))),
     ("/mempool/{hash}", ChainApi.mempool_transaction),
     ("/mempool/addresses/{address}", ChainApi.mempool_at),

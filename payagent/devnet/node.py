@@ -31,7 +31,7 @@ class Node:
         self.now_ms = now_ms
         self.switches = switches
         self.system_start_s = now_ms() // 1000
-        self.chain = Chain(Params(), network_id=0)
+        self.chain = Chain(Params(system_start_ms=self.system_start_s * 1000), network_id=0)
         self.held: list[tuple[int, bytes]] = []
         """Transactions that a fault delays, each with the height at which it is due."""
 
