@@ -306,6 +306,9 @@ def transaction_utxos(chain: Chain, tx: Tx) -> Json:
         }
         for index, out in enumerate(tx.outputs)
     ]
+    if tx.script_parts.collateral_return is not None:
+        returned: Json = {"output_index": len(outputs), "collateral": True, "consumed_by_tx": None}
+        outputs.append(output_row(tx.script_parts.collateral_return[0]) | returned)
     return {"hash": tx.tx_id, "inputs": inputs, "outputs": outputs}
 
 
