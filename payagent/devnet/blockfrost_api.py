@@ -16,13 +16,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from payagent.core.address import parse_address
+from payagent.core.address import encode_address, parse_address
 from payagent.core.money import MAX_LOVELACE, check_supply, parse_asset, parse_units
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
 from payagent.devnet.catalogue import json_object, read_body
-from payagent.devnet.channel_script import SCRIPT, SCRIPT_HASH
+from payagent.devnet.channel_script import SCRIPT, SCRIPT_ADDRESS, SCRIPT_HASH
 from payagent.devnet.faults import NOW, Fault, read_fault
 from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
@@ -31,6 +31,7 @@ from payagent.devnet.node import Node, output_of
 API_ROOT = "/api/v0"
 FAUCET_RIDE_ALONG_LOVELACE = 5_000_000
 _DEVNET = NETWORKS["devnet"]
+_CHANNELS = encode_address(SCRIPT_ADDRESS).text
 _MOST_BODY_BYTES = 64 * 1024
 _MOST_BLOCKS = 5_000
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -63,6 +64,9 @@ def _bad(message: str) -> _Failed:
 
 
 def _address(request: Request) -> bytes:
+    """A key's address, or that of channels: `parse_address` refuses scripts as payees."""
+    if request.path_params["address"] == _CHANNELS:
+        return SCRIPT_ADDRESS
     try:
         return parse_address(request.path_params["address"], _DEVNET).raw
     except Refused as refused:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 from payagent.core.address import encode_address
 from payagent.devnet import cbor
+from payagent.devnet.address import read_address
 from payagent.devnet.ledger import Chain, DevnetBlock, LedgerError, OutRef, Params, Tx, TxOut
 from payagent.devnet.node import Node, output_of
 from payagent.devnet.rules import sum_value
@@ -351,7 +352,7 @@ def address(raw: bytes, outs: Iterable[TxOut]) -> Json:
         "amount": amount(outs),
         "stake_address": None,
         "type": "shelley",
-        "script": False,
+        "script": read_address(raw).script_hash is not None,
     }
 
 

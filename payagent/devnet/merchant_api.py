@@ -265,8 +265,9 @@ class MerchantApi:
         if others:
             self.merchant.set_terms(terms)
         self.shop.x402 = x402
-        self.tick()
-        self.channels.set(channel)
+        if of_channel:
+            self.tick()
+            self.channels.set(channel)
         return JSONResponse(self._settings_json())
 
     def _settings_json(self) -> Json:
