@@ -75,7 +75,7 @@ Mood = Literal[
 
 
 @settings(frozen=True, slots=True, config=STRICT)
-class ChannelSettings:
+class ChannelShopSettings:
     """The settings of /channel/. `claim` names transactions to send at once: see `ChannelShop.claim`.
 
     Moods: `drop_answer` charges and then drops the connection; `vanish` drops it before. `old_record` forgets the
@@ -90,7 +90,7 @@ class ChannelSettings:
     claim: Literal["sub", "settle"] | None = None
 
 
-def read_channel(body: object, now: ChannelSettings) -> ChannelSettings:
+def read_channel(body: object, now: ChannelShopSettings) -> ChannelShopSettings:
     """The settings with some of them replaced. Raises `BadSettings`."""
     if not isinstance(body, dict):
         raise BadSettings("channel must be an object")
@@ -98,18 +98,18 @@ def read_channel(body: object, now: ChannelSettings) -> ChannelSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelRecord:
+class SoldChannel:
     """What the shop knows of a channel. `answer` is the one to the latest voucher."""
 
     count: int
     signed: int = 0
     signature: str = ""
-    answer: "ChannelAnswer | None" = None
-    before: "ChannelRecord | None" = None
+    answer: "ChannelShopAnswer | None" = None
+    before: "SoldChannel | None" = None
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelAnswer:
+class ChannelShopAnswer:
     """How a call ended. `receipt` comes with a served call, `accepts` with a 402. Dropped: neither."""
 
     path: str = ""
@@ -139,12 +139,12 @@ class ChannelShop:
         self._offered: list[Json] = []
         self._key = SigningKey(hash_256(f"payagent devnet channels {name}".encode()))
         self.provider = blake2b(bytes(self._key.verify_key), digest_size=28).digest()
-        self.settings = ChannelSettings()
-        self.records: dict[str, ChannelRecord] = {}
+        self.settings = ChannelShopSettings()
+        self.records: dict[str, SoldChannel] = {}
         self.counts: Counter[str] = Counter()
         self.claims: list[str] = []
 
-    def set(self, chosen: ChannelSettings) -> None:
+    def set(self, chosen: ChannelShopSettings) -> None:
         """Take new settings. The first time, the faucet gives the shop money and the script."""
         if not self.settings.is_open and chosen.is_open:
             self._node.faucet(self._address, _FUNDS_LOVELACE, {})
@@ -185,24 +185,26 @@ class ChannelShop:
             self._offered.append(entry)
         return entry
 
-    def ask(self, path: str, payment: Mapping[str, object] | None) -> ChannelAnswer:
+    def ask(self, path: str, payment: Mapping[str, object] | None) -> ChannelShopAnswer:
         """Serve a call, or say what it costs."""
         if self.settings.mood == "vanish":
-            return ChannelAnswer(path)
+            return ChannelShopAnswer(path)
         if payment is None:
-            return ChannelAnswer(path, "PAYMENT-SIGNATURE header is required", self.offer())
+            return ChannelShopAnswer(path, "PAYMENT-SIGNATURE header is required", self.offer())
         try:
             answer = self._charge(path, payment)
         except _Refused as refused:
             self.counts[refused.error] += 1
             entry = self.offer()
-            return ChannelAnswer(path, refused.error, entry | {"extra": _object(entry["extra"]) | refused.extra})
+            return ChannelShopAnswer(
+                path, refused.error, entry | {"extra": _object(entry["extra"]) | refused.extra}
+            )
         self.work()
-        return ChannelAnswer(path) if self.settings.mood == "drop_answer" else answer
+        return ChannelShopAnswer(path) if self.settings.mood == "drop_answer" else answer
 
     # --- vouchers ---
 
-    def _charge(self, path: str, payment: Mapping[str, object]) -> ChannelAnswer:
+    def _charge(self, path: str, payment: Mapping[str, object]) -> ChannelShopAnswer:
         accepted, payload = _object(payment.get("accepted")), _object(payment.get("payload"))
         voucher, config = _object(payload.get("voucher")), _object(payload.get("channelConfig"))
         if payment.get("x402Version") != 2 or accepted not in self._offered:
@@ -221,7 +223,7 @@ class ChannelShop:
             raise _Refused("payload") from None
         if mood == "old_record" and record is not None and record.before is not None:
             record = record.before
-        record = record or ChannelRecord(max(0, signed - price))
+        record = record or SoldChannel(max(0, signed - price))
         state = partial(self._state, ref, out, datum)
         if mood in ("count_above", "foreign_iou"):
             raise _Refused("cumulative_amount_mismatch", self._lie(record, signed, price, datum, state))
@@ -245,9 +247,9 @@ class ChannelShop:
         if mood != "no_charge":
             extra["chargedAmount"] = str(charged)
         receipt: Json = {"success": True, "payer": datum.consumer.hex(), "network": NETWORK, "transaction": ""}
-        answer = ChannelAnswer(path, receipt=receipt | {"amount": "", "extra": extra})
+        answer = ChannelShopAnswer(path, receipt=receipt | {"amount": "", "extra": extra})
         before = replace(record, before=None)
-        self.records[channel_id] = ChannelRecord(count, signed, signature.hex(), answer, before)
+        self.records[channel_id] = SoldChannel(count, signed, signature.hex(), answer, before)
         self.counts["served"] += 1
         return answer
 
@@ -270,7 +272,7 @@ class ChannelShop:
             raise _Refused("channel_closed")
 
     def _lie(
-        self, record: ChannelRecord, signed: int, price: int, datum: ChannelDatum, state: Callable[[int], Json]
+        self, record: SoldChannel, signed: int, price: int, datum: ChannelDatum, state: Callable[[int], Json]
     ) -> Json:
         """A correction that counts too much, by an IOU of the shop's own key."""
         amount = signed + price if self.settings.mood == "count_above" else signed
@@ -329,7 +331,7 @@ class ChannelShop:
             if datum.stage == (OPENED if step == "sub" else CLOSED) and is_late:
                 self._claim(step, ref, out, datum, record)
 
-    def _claim(self, step: str, ref: OutRef, out: TxOut, datum: ChannelDatum, record: ChannelRecord) -> None:
+    def _claim(self, step: str, ref: OutRef, out: TxOut, datum: ChannelDatum, record: SoldChannel) -> None:
         total = min(record.count, record.signed)
         if self.settings.mood == "claim_backwards":
             total = max(0, datum.subbed - 1) if datum.subbed else total

@@ -22,8 +22,8 @@ from payagent.devnet.decode import hash_256
 from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError, OutRef, Params, Tx, TxOut
 from payagent.devnet.script_rules import (
     COLLATERAL_RULES,
-    Case,
     Rule,
+    TxCase,
     extra_redeemers,
     extraneous_scripts,
     failed_script,
@@ -49,7 +49,7 @@ def check_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int, params: Params) -
     spent = {ref: utxos[ref] for ref in tx.inputs if ref in utxos}
     owners = tuple(read_address(out.address) for out in spent.values())
     payees = tuple(read_address(out.address) for out in tx.outputs)
-    _apply(_RULES, Case(tx, spent, owners, payees, slot, params, _beside(tx, utxos)))
+    _apply(_RULES, TxCase(tx, spent, owners, payees, slot, params, _beside(tx, utxos)))
 
 
 def _beside(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> Mapping[OutRef, TxOut]:
@@ -63,7 +63,7 @@ def recheck_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int, params: Params)
     Raises `LedgerError` as `check_tx` does.
     """
     spent = {ref: utxos[ref] for ref in tx.inputs if ref in utxos}
-    _apply(_CHANGING_RULES, Case(tx, spent, (), (), slot, params, _beside(tx, utxos)))
+    _apply(_CHANGING_RULES, TxCase(tx, spent, (), (), slot, params, _beside(tx, utxos)))
 
 
 def check_mempool(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> None:
@@ -83,10 +83,10 @@ def check_outputs(tx: Tx, params: Params) -> None:
     Raises `LedgerError` as `check_tx` does.
     """
     payees = tuple(read_address(out.address) for out in tx.outputs)
-    _apply(_OUTPUT_RULES, Case(tx, {}, (), payees, 0, params, {}))
+    _apply(_OUTPUT_RULES, TxCase(tx, {}, (), payees, 0, params, {}))
 
 
-def _apply(rules: Sequence[Rule], case: Case) -> None:
+def _apply(rules: Sequence[Rule], case: TxCase) -> None:
     failures = [(rule, detail) for rule, judge in rules if (detail := judge(case)) is not None]
     if failures:
         (rule, detail), *others = failures
@@ -96,11 +96,11 @@ def _apply(rules: Sequence[Rule], case: Case) -> None:
 # --- checks: each returns the reason for a refusal, or None -------------------------------------------------
 
 
-def _byron_owner(case: Case) -> str | None:
+def _byron_owner(case: TxCase) -> str | None:
     return "spends a Byron output" if any(owner.is_byron for owner in case.owners) else None
 
 
-def _bad_signatures(case: Case) -> str | None:
+def _bad_signatures(case: TxCase) -> str | None:
     bad = unverified_keys(case.tx)
     return f"signatures that do not verify, of keys {bad}" if bad else None
 
@@ -120,7 +120,7 @@ def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
     return True
 
 
-def _missing_signatures(case: Case) -> str | None:
+def _missing_signatures(case: TxCase) -> str | None:
     collateral = [read_address(case.beside[ref].address) for ref in case.parts.collateral if ref in case.beside]
     needed = {owner.key_hash for owner in (*case.owners, *collateral) if owner.key_hash is not None}
     needed.update(case.parts.signers)
@@ -129,29 +129,29 @@ def _missing_signatures(case: Case) -> str | None:
     return f"no signature of key hashes {missing}" if missing else None
 
 
-def _aux_hash_missing(case: Case) -> str | None:
+def _aux_hash_missing(case: TxCase) -> str | None:
     if case.tx.aux is not None and case.tx.aux_hash is None:
         return f"auxiliary data {hash_256(case.tx.aux).hex()} without its hash in the body"
     return None
 
 
-def _aux_missing(case: Case) -> str | None:
+def _aux_missing(case: TxCase) -> str | None:
     if case.tx.aux is None and case.tx.aux_hash is not None:
         return f"auxiliary data hash {case.tx.aux_hash.hex()} without the data"
     return None
 
 
-def _aux_hash_conflict(case: Case) -> str | None:
+def _aux_hash_conflict(case: TxCase) -> str | None:
     if case.tx.aux is None or case.tx.aux_hash is None or hash_256(case.tx.aux) == case.tx.aux_hash:
         return None
     return f"auxiliary data {hash_256(case.tx.aux).hex()}, the body says {case.tx.aux_hash.hex()}"
 
 
-def _metadata_too_long(case: Case) -> str | None:
+def _metadata_too_long(case: TxCase) -> str | None:
     return None if case.tx.metadata_fits else "a metadata string has more than 64 bytes"
 
 
-def _outside_interval(case: Case) -> str | None:
+def _outside_interval(case: TxCase) -> str | None:
     """Valid from the start slot, and before the TTL slot."""
     tx, slot = case.tx, case.slot
     if (tx.start_slot is None or tx.start_slot <= slot) and (tx.ttl_slot is None or slot < tx.ttl_slot):
@@ -159,11 +159,11 @@ def _outside_interval(case: Case) -> str | None:
     return f"slot {slot} is not within [{tx.start_slot}, {tx.ttl_slot})"
 
 
-def _no_inputs(case: Case) -> str | None:
+def _no_inputs(case: TxCase) -> str | None:
     return None if case.tx.inputs else "no inputs"
 
 
-def _fee_too_small(case: Case) -> str | None:
+def _fee_too_small(case: TxCase) -> str | None:
     """The minimum has parts for the size, for reference scripts at hand, and for the units of scripts."""
     params = case.params
     least = params.min_fee_a * case.tx.size_bytes + params.min_fee_b
@@ -173,13 +173,13 @@ def _fee_too_small(case: Case) -> str | None:
     return f"supplied {case.tx.fee_lovelace}, expected at least {least}"
 
 
-def _bad_inputs(case: Case) -> str | None:
+def _bad_inputs(case: TxCase) -> str | None:
     missing = [ref for ref in case.tx.inputs if ref not in case.spent]
     missing += [ref for ref in (*case.parts.collateral, *case.parts.reference_inputs) if ref not in case.beside]
     return f"not among the unspent outputs: {refs_text(missing)}" if missing else None
 
 
-def _value_not_conserved(case: Case) -> str | None:
+def _value_not_conserved(case: TxCase) -> str | None:
     consumed = sum_value(case.spent.values())
     produced = sum_value(case.tx.outputs)
     produced["lovelace"] += case.tx.fee_lovelace
@@ -201,7 +201,7 @@ def sum_value(outputs: Iterable[TxOut]) -> dict[str, int]:
     return total
 
 
-def _output_too_small(case: Case) -> str | None:
+def _output_too_small(case: TxCase) -> str | None:
     small = []
     sized = [*zip(case.tx.outputs, case.tx.output_sizes_bytes, strict=True)]
     if case.parts.collateral_return is not None:
@@ -213,7 +213,7 @@ def _output_too_small(case: Case) -> str | None:
     return "; ".join(small) or None
 
 
-def _output_too_big(case: Case) -> str | None:
+def _output_too_big(case: TxCase) -> str | None:
     most = case.params.max_value_size_bytes
     big = [
         f"the value of output {index} has {size} bytes, at most {most}"
@@ -244,29 +244,29 @@ def _map_frame_bytes(entries: int) -> int:
     return 1 if entries <= 23 else 2
 
 
-def _byron_attributes_too_big(case: Case) -> str | None:
+def _byron_attributes_too_big(case: TxCase) -> str | None:
     big = [info for info in case.payees if info.byron_attributes_bytes > _BYRON_ATTRIBUTES_MOST_BYTES]
     return f"{len(big)} Byron addresses with attributes above 64 bytes" if big else None
 
 
-def _wrong_network(case: Case) -> str | None:
+def _wrong_network(case: TxCase) -> str | None:
     wrong = [index for index, info in enumerate(case.payees) if info.network_id != case.params.network_id]
     return f"outputs {wrong} are not on network {case.params.network_id}" if wrong else None
 
 
-def _wrong_network_in_body(case: Case) -> str | None:
+def _wrong_network_in_body(case: TxCase) -> str | None:
     if case.tx.network_id in (None, case.params.network_id):
         return None
     return f"supplied {case.tx.network_id}, expected {case.params.network_id}"
 
 
-def _tx_too_big(case: Case) -> str | None:
+def _tx_too_big(case: TxCase) -> str | None:
     if case.tx.size_bytes <= case.params.max_tx_size_bytes:
         return None
     return f"supplied {case.tx.size_bytes}, at most {case.params.max_tx_size_bytes}"
 
 
-def _ref_scripts_too_big(case: Case) -> str | None:
+def _ref_scripts_too_big(case: TxCase) -> str | None:
     size = _ref_scripts_bytes(case.script_holders)
     most = case.params.max_ref_scripts_bytes
     return f"supplied {size}, at most {most}" if size > most else None

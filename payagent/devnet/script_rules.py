@@ -22,7 +22,7 @@ _SLOT_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class TxCase:
     """One transaction to check. `spent` has its existing inputs, `owners` and `payees` the addresses.
 
     `beside` has the existing outputs that it names as collateral or to refer to.
@@ -62,7 +62,7 @@ class Case:
         return [self.beside[ref] for ref in self.parts.collateral if ref in self.beside]
 
 
-Rule = tuple[str, Callable[[Case], str | None]]
+Rule = tuple[str, Callable[[TxCase], str | None]]
 """The ledger's name of a rule, and its check."""
 
 
@@ -74,11 +74,11 @@ def refs_text(refs: list[OutRef]) -> str:
 # --- scripts and redeemers ---------------------------------------------------------------------------------------
 
 
-def _is_referenced(case: Case) -> bool:
+def _is_referenced(case: TxCase) -> bool:
     return any(out.reference_script == SCRIPT_CBOR.hex() for out in case.script_holders)
 
 
-def missing_scripts(case: Case) -> str | None:
+def missing_scripts(case: TxCase) -> str | None:
     """A script that holds an input is neither attached nor referenced, or is not a channel's."""
     is_given = bool(case.parts.scripts) or _is_referenced(case)
     missing = [
@@ -89,28 +89,28 @@ def missing_scripts(case: Case) -> str | None:
     return f"locked by a script: {refs_text(missing)}" if missing else None
 
 
-def extraneous_scripts(case: Case) -> str | None:
+def extraneous_scripts(case: TxCase) -> str | None:
     """A script is attached in vain."""
     if case.parts.scripts and (not case.locked or _is_referenced(case)):
         return f"not needed: {SCRIPT_HASH.hex()}"
     return None
 
 
-def extra_redeemers(case: Case) -> str | None:
+def extra_redeemers(case: TxCase) -> str | None:
     """A redeemer is for nothing that a script holds."""
     needed = {(_SPEND, case.ordered.index(ref)) for ref in case.locked}
     extra = [(one.purpose, one.index) for one in case.parts.redeemers if (one.purpose, one.index) not in needed]
     return f"redeemers of {extra}" if extra else None
 
 
-def missing_redeemers(case: Case) -> str | None:
+def missing_redeemers(case: TxCase) -> str | None:
     """An input that a script holds has no redeemer."""
     given = {one.index for one in case.parts.redeemers if one.purpose == _SPEND}
     missing = [ref for ref in case.locked if case.ordered.index(ref) not in given]
     return f"none for {refs_text(missing)}" if missing else None
 
 
-def wrong_data_hash(case: Case) -> str | None:
+def wrong_data_hash(case: TxCase) -> str | None:
     """The body must have the hash of redeemers and cost models, or none without scripts."""
     parts, expected = case.parts, None
     if case.locked or parts.redeemers:
@@ -123,24 +123,24 @@ def wrong_data_hash(case: Case) -> str | None:
     return f"supplied {given}, expected {wanted}"
 
 
-def spent_reference_inputs(case: Case) -> str | None:
+def spent_reference_inputs(case: TxCase) -> str | None:
     """An output is both spent and referred to."""
     both = [ref for ref in case.parts.reference_inputs if ref in case.tx.inputs]
     return f"spent too: {refs_text(both)}" if both else None
 
 
-def _units(case: Case) -> tuple[int, int]:
+def _units(case: TxCase) -> tuple[int, int]:
     redeemers = case.parts.redeemers
     return sum(one.memory for one in redeemers), sum(one.steps for one in redeemers)
 
 
-def units_fee(case: Case) -> int:
+def units_fee(case: TxCase) -> int:
     """The part of the minimum fee for execution units."""
     memory, steps = _units(case)
     return ceil(memory * case.params.price_memory + steps * case.params.price_steps)
 
 
-def too_many_units(case: Case) -> str | None:
+def too_many_units(case: TxCase) -> str | None:
     """More execution units than a transaction may use."""
     memory, steps = _units(case)
     if memory <= case.params.max_memory and steps <= case.params.max_steps:
@@ -151,25 +151,25 @@ def too_many_units(case: Case) -> str | None:
 # --- collateral --------------------------------------------------------------------------------------------------
 
 
-def _needs_collateral(rule: Callable[[Case], str | None]) -> Callable[[Case], str | None]:
+def _needs_collateral(rule: Callable[[TxCase], str | None]) -> Callable[[TxCase], str | None]:
     return lambda case: rule(case) if case.parts.redeemers else None
 
 
-def _no_collateral(case: Case) -> str | None:
+def _no_collateral(case: TxCase) -> str | None:
     return None if case.parts.collateral else "no collateral"
 
 
-def _collateral_of_scripts(case: Case) -> str | None:
+def _collateral_of_scripts(case: TxCase) -> str | None:
     held = [out for out in case.collateral if read_address(out.address).key_hash is None]
     return f"{len(held)} collateral inputs are not of a key" if held else None
 
 
-def _collateral_lovelace(case: Case) -> int:
+def _collateral_lovelace(case: TxCase) -> int:
     returned = case.parts.collateral_return
     return sum(out.lovelace for out in case.collateral) - (returned[0].lovelace if returned else 0)
 
 
-def _collateral_tokens(case: Case) -> str | None:
+def _collateral_tokens(case: TxCase) -> str | None:
     left: dict[str, int] = {}
     for out in case.collateral:
         for asset, units in out.assets.items():
@@ -178,18 +178,18 @@ def _collateral_tokens(case: Case) -> str | None:
     return None if left == dict(returned[0].assets if returned else {}) else "the collateral has tokens"
 
 
-def _collateral_too_small(case: Case) -> str | None:
+def _collateral_too_small(case: TxCase) -> str | None:
     least = ceil(Fraction(case.tx.fee_lovelace * case.params.collateral_percent, 100))
     lovelace = _collateral_lovelace(case)
     return None if lovelace >= least else f"supplied {lovelace}, at least {least}"
 
 
-def _wrong_total(case: Case) -> str | None:
+def _wrong_total(case: TxCase) -> str | None:
     total, lovelace = case.parts.total_collateral, _collateral_lovelace(case)
     return None if total in (None, lovelace) else f"supplied {total}, expected {lovelace}"
 
 
-def too_many_collaterals(case: Case) -> str | None:
+def too_many_collaterals(case: TxCase) -> str | None:
     """More collateral inputs than allowed."""
     count, most = len(case.parts.collateral), case.params.max_collateral_inputs
     return f"supplied {count}, at most {most}" if count > most else None
@@ -211,7 +211,7 @@ COLLATERAL_RULES: tuple[Rule, ...] = tuple(
 # --- phase 2 -----------------------------------------------------------------------------------------------------
 
 
-def failed_script(case: Case) -> str | None:
+def failed_script(case: TxCase) -> str | None:
     """A script that runs refuses the transaction. None if phase 1 lets no script run."""
     if not case.tx.is_valid:
         return "isValid is false, but no script can have failed"
@@ -233,7 +233,7 @@ def failed_script(case: Case) -> str | None:
     return None
 
 
-def _time_ms(case: Case, slot: int | None) -> int | None:
+def _time_ms(case: TxCase, slot: int | None) -> int | None:
     return None if slot is None else case.params.system_start_ms + slot * _SLOT_MS
 
 
