@@ -83,6 +83,7 @@ class Bench:
         redeemers: dict[OutRef, str] | None = None,
         units: tuple[int, int] = (1_000_000, 400_000_000),
         body: dict[int, object] | None = None,
+        attached: bool = False,
     ) -> bytes:
         raw = lambda ref: [bytes.fromhex(ref[0]), ref[1]]  # noqa: E731
         fields: dict[int, object] = {0: [raw(ref) for ref in inputs], 1: outputs, 2: FEE}
@@ -101,12 +102,20 @@ class Bench:
             fields[13] = [raw(ref) for ref in inputs if ref not in redeemers][:1]
             fields[14] = [key_hash(bytes(who.key.verify_key)) for who in keys]
             fields[18] = [raw(self.refs["script"])]
-            witnesses = b"\x05" + found
+            witnesses = b"\x05" + found + (b"\x07" + cbor2.dumps([SCRIPT]) if attached else b"")
         fields.update(body or {})
         encoded = cbor2.dumps({key: value for key, value in fields.items() if value is not None})
         tx_id = blake2b(encoded, digest_size=32).digest()
         signed = cbor2.dumps([[bytes(who.key.verify_key), who.key.sign(tx_id).signature] for who in keys])
-        return b"\x84" + encoded + (b"\xa2" if witnesses else b"\xa1") + b"\x00" + signed + witnesses + b"\xf5\xf6"
+        return (
+            b"\x84"
+            + encoded
+            + bytes([0xA1 + bool(witnesses) + attached])
+            + b"\x00"
+            + signed
+            + witnesses
+            + b"\xf5\xf6"
+        )
 
     def step(
         self,
@@ -246,6 +255,16 @@ def test_ledger_refuses_a_script_transaction_by_its_rule(bench: Bench, rule: str
         patch.setattr(bench.chain, "submit", watch)
         bench.step(bench.datum, bench.datum, -1_000_000, ADD, **body)
     assert rule in seen
+
+
+def test_script_may_be_attached_but_not_beside_a_reference(bench: Bench) -> None:
+    channel, purse = bench.put(bench.datum), bench.refs["alice"]
+    outs = [bench.out(bench.datum, 11_000_000), {0: ALICE.address.raw, 1: 49_000_000 - FEE}]
+    both = bench.tx([channel, purse], outs, [ALICE], {channel: ADD}, attached=True)
+    with pytest.raises(LedgerError, match="ExtraneousScriptWitnessesUTXOW"):
+        bench.chain.submit(both)
+    alone = bench.tx([channel, purse], outs, [ALICE], {channel: ADD}, attached=True, body={18: None})
+    assert bench.chain.submit(alone)
 
 
 def test_several_channels_need_a_step_each_and_defer_to_the_first(bench: Bench) -> None:
