@@ -21,14 +21,15 @@ _BYRON = 8
 class AddressInfo:
     """The facts about an address that the ledger rules need.
 
-    `key_hash` is the payment key's hash; None for a script and for Byron. `byron_attributes_bytes` is the size of
-    a Byron address's attributes without the network magic.
+    `key_hash` is the payment key's hash; None for a script and for Byron. `script_hash` is that of a script.
+    `byron_attributes_bytes` is the size of a Byron address's attributes without the network magic.
     """
 
     network_id: int
     is_byron: bool
     key_hash: bytes | None
     byron_attributes_bytes: int = 0
+    script_hash: bytes | None = None
 
 
 def read_address(address: bytes) -> AddressInfo:
@@ -48,7 +49,13 @@ def read_address(address: bytes) -> AddressInfo:
     require(len(address) == expected, f"address: {len(address)} bytes, {expected} were expected")
     network_id = address[0] & 0x0F
     require(network_id <= MAINNET, f"address: network {network_id}")
-    return AddressInfo(network_id, False, None if kind & 1 else address[1:29])
+    is_script = bool(kind & 1)
+    return AddressInfo(
+        network_id,
+        False,
+        None if is_script else address[1:29],
+        script_hash=address[1:29] if is_script else None,
+    )
 
 
 def _read_byron(address: bytes) -> AddressInfo:

@@ -16,12 +16,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from payagent.core.address import parse_address
+from payagent.core.address import encode_address, parse_address
 from payagent.core.money import MAX_LOVELACE, check_supply, parse_asset, parse_units
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.devnet import blockfrost_shapes as shapes
 from payagent.devnet.catalogue import json_object, read_body
+from payagent.devnet.channel_script import SCRIPT, SCRIPT_ADDRESS, SCRIPT_HASH
 from payagent.devnet.faults import read_fault
 from payagent.devnet.faulty_responses import spoil
 from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx
@@ -30,6 +31,7 @@ from payagent.devnet.node import Node, output_of
 API_ROOT = "/api/v0"
 FAUCET_RIDE_ALONG_LOVELACE = 5_000_000
 _DEVNET = NETWORKS["devnet"]
+_CHANNELS = encode_address(SCRIPT_ADDRESS).text
 _MOST_BODY_BYTES = 64 * 1024
 _MOST_BLOCKS = 5_000
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -67,6 +69,9 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 def _address(request: Request) -> bytes:
+    """A key's address, or that of channels: `parse_address` refuses scripts as payees."""
+    if request.path_params["address"] == _CHANNELS:
+        return SCRIPT_ADDRESS
     try:
         return parse_address(request.path_params["address"], _DEVNET).raw
     except Refused as refused:
@@ -195,6 +200,10 @@ class ChainApi:
         chain = self.node.chain
         return shapes.parameters(chain.params, chain.slot // shapes.EPOCH_LENGTH_SLOTS)
 
+    def script(self, request: Request, _behind: int) -> object:
+        """GET /scripts/{hash}/cbor. The devnet knows the script of channels only."""
+        return {"cbor": _found(SCRIPT if request.path_params["hash"] == SCRIPT_HASH.hex() else None).hex()}
+
     def _touches(self, tx: Tx, raw: bytes) -> bool:
         spent = [output_of(self.node.chain, ref) for ref in tx.inputs]
         return any(out is not None and out.address == raw for out in (*spent, *tx.outputs))
@@ -219,6 +228,7 @@ _READS: tuple[tuple[str, _Read], ...] = (
         lambda api, request, _: shapes.transaction_utxos(api.node.chain, api.named(request)[0]),
     ),
     ("/txs/{hash}/cbor", lambda api, request, _: {"cbor": api.named(request)[0].raw.hex()}),
+    ("/scripts/{hash}/cbor", ChainApi.script),
     ("/mempool", lambda api, request, _: _hashes(_page(request, tuple(api.node.chain.mempool)))),
     ("/mempool/{hash}", ChainApi.mempool_transaction),
     ("/mempool/addresses/{address}", ChainApi.mempool_at),

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 from payagent.core.address import encode_address
 from payagent.devnet import cbor
+from payagent.devnet.address import read_address
 from payagent.devnet.ledger import Chain, DevnetBlock, LedgerError, OutRef, Params, Tx, TxOut
 from payagent.devnet.node import Node, output_of
 from payagent.devnet.rules import sum_value
@@ -26,6 +27,10 @@ _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _UTXOW_RULES = frozenset(
     {
         "MissingScriptWitnessesUTXOW",
+        "ExtraneousScriptWitnessesUTXOW",
+        "ExtraRedeemers",
+        "MissingRedeemers",
+        "PPViewHashesDontMatch",
         "InvalidWitnessesUTXOW",
         "MissingVKeyWitnessesUTXOW",
         "MissingTxBodyMetadataHash",
@@ -191,8 +196,15 @@ def parameters(params: Params, epoch_number: int) -> Json:
         "coins_per_utxo_size": str(params.coins_per_utxo_byte),
         "coins_per_utxo_word": str(params.coins_per_utxo_byte),
         "min_fee_ref_script_cost_per_byte": params.ref_script_lovelace_per_byte,
+        "cost_models": {"PlutusV1": {}, "PlutusV2": {}, "PlutusV3": _by_name(params.cost_model)},
+        "cost_models_raw": {"PlutusV1": [], "PlutusV2": [], "PlutusV3": list(params.cost_model)},
         **_MAINNET_REST,
     }
+
+
+def _by_name(cost_model: Iterable[int]) -> dict[str, int]:
+    """A cost model in the order of its names, which is not the order that scripts need."""
+    return dict(sorted((f"parameter-{place}", number) for place, number in enumerate(cost_model)))
 
 
 _MAINNET_REST: Json = {
@@ -208,8 +220,6 @@ _MAINNET_REST: Json = {
     "extra_entropy": None,
     "min_pool_cost": "170000000",
     "nonce": "00" * 32,
-    "cost_models": {"PlutusV1": {}, "PlutusV2": {}, "PlutusV3": {}},
-    "cost_models_raw": {"PlutusV1": [], "PlutusV2": [], "PlutusV3": []},
     "price_mem": 0.0577,
     "price_step": 0.0000721,
     "max_tx_ex_mem": "16500000",
@@ -263,7 +273,7 @@ def _tx_facts(tx: Tx) -> Json:
         "pool_update_count": 0,
         "pool_retire_count": 0,
         "asset_mint_or_burn_count": 0,
-        "redeemer_count": 0,
+        "redeemer_count": len(tx.script_parts.redeemers),
         "valid_contract": tx.is_valid,
     }
 
@@ -282,10 +292,10 @@ def transaction(node: Node, tx: Tx, shown: DevnetBlock) -> Json:
 def transaction_utxos(chain: Chain, tx: Tx) -> Json:
     """GET /txs/{hash}/utxos."""
     inputs = []
-    for ref in tx.inputs:
+    for ref, use in _all_inputs(tx):
         out = output_of(chain, ref)
         spent = output_row(out) if out is not None else {}
-        inputs.append(spent | {"tx_hash": ref[0], "output_index": ref[1], "collateral": False, "reference": False})
+        inputs.append(spent | {"tx_hash": ref[0], "output_index": ref[1]} | use)
     outputs = [
         output_row(out)
         | {
@@ -295,7 +305,21 @@ def transaction_utxos(chain: Chain, tx: Tx) -> Json:
         }
         for index, out in enumerate(tx.outputs)
     ]
+    if tx.script_parts.collateral_return is not None:
+        returned: Json = {"output_index": len(outputs), "collateral": True, "consumed_by_tx": None}
+        outputs.append(output_row(tx.script_parts.collateral_return[0]) | returned)
     return {"hash": tx.tx_id, "inputs": inputs, "outputs": outputs}
+
+
+def _all_inputs(tx: Tx) -> list[tuple[OutRef, Json]]:
+    """Inputs, then collateral and reference inputs, which a valid transaction does not spend."""
+    parts = tx.script_parts
+    uses = ((tx.inputs, False, False), (parts.collateral, True, False), (parts.reference_inputs, False, True))
+    return [
+        (ref, {"collateral": collateral, "reference": reference})
+        for refs, collateral, reference in uses
+        for ref in refs
+    ]
 
 
 def mempool_transaction(chain: Chain, tx: Tx) -> Json:
@@ -326,7 +350,7 @@ def address(raw: bytes, outs: Iterable[TxOut]) -> Json:
         "amount": amount(outs),
         "stake_address": None,
         "type": "shelley",
-        "script": False,
+        "script": read_address(raw).script_hash is not None,
     }
 
 

@@ -12,23 +12,19 @@ Never: checks a transaction against a state.
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 from payagent.devnet import cbor
 from payagent.devnet.address import read_address
 from payagent.devnet.cbor import MalformedError, Reader, require
-from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError, OutRef, Tx, TxOut
+from payagent.devnet.channel_script import SCRIPT, SCRIPT_CBOR
+from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError, OutRef, Redeemer, ScriptParts, Tx, TxOut
+from payagent.devnet.plutus_data import read_plutus_data
 
 _UNSUPPORTED_BODY_FIELDS = {
     4: "certificates",
     5: "withdrawals",
     9: "mint",
-    11: "script data hash",
-    13: "collateral",
-    14: "required signers",
-    16: "collateral return",
-    17: "total collateral",
-    18: "reference inputs",
     19: "votes",
     20: "proposals",
     21: "treasury value",
@@ -39,12 +35,10 @@ _UNSUPPORTED_WITNESSES = {
     2: "bootstrap witnesses",
     3: "Plutus V1 scripts",
     4: "Plutus data",
-    5: "redeemers",
     6: "Plutus V2 scripts",
-    7: "Plutus V3 scripts",
 }
 _METADATA_STRING_MOST_BYTES = 64
-_PLUTUS_CHUNK_MOST_BYTES = 64
+T = TypeVar("T")
 
 
 def decode_tx(raw: bytes) -> Tx:
@@ -72,7 +66,7 @@ def _decode_tx(raw: bytes) -> Tx:
         body = _read_body(reader)
         body_bytes = raw[body_start : reader.pos]
         witnesses_start = reader.pos
-        witnesses = _read_witnesses(reader)
+        witnesses, scripts, redeemers = _read_witnesses(reader)
         witnesses_size = reader.pos - witnesses_start
         is_valid = reader.boolean("isValid")
         aux_start = reader.pos
@@ -97,6 +91,17 @@ def _decode_tx(raw: bytes) -> Tx:
         metadata_fits=metadata_fits,
         size_bytes=1 + len(body_bytes) + witnesses_size + (len(aux) if aux is not None else 1),
         output_sizes_bytes=tuple(size for _, size in body[1]),
+        script_parts=ScriptParts(
+            data_hash=body.get(11),
+            collateral=body.get(13, ()),
+            signers=body.get(14, ()),
+            collateral_return=body.get(16),
+            total_collateral=body.get(17),
+            reference_inputs=body.get(18, ()),
+            scripts=scripts,
+            redeemers=redeemers[0],
+            redeemers_raw=redeemers[1],
+        ),
     )
 
 
@@ -127,13 +132,32 @@ def _read_inputs(reader: Reader) -> tuple[OutRef, ...]:
     return tuple(inputs)
 
 
+def _read_some_inputs(reader: Reader) -> tuple[OutRef, ...]:
+    """A set of inputs that may be absent, but not empty."""
+    return _not_empty(_read_inputs(reader), "inputs")
+
+
+def _read_signers(reader: Reader) -> tuple[bytes, ...]:
+    signers = tuple([reader.bytes_("required signer", 28) for _ in reader.set_items("required signers")])
+    if len(set(signers)) < len(signers):
+        raise MalformedError("required signers: the same twice in the set")
+    return _not_empty(signers, "required signers")
+
+
+def _not_empty(items: tuple[T, ...], what: str) -> tuple[T, ...]:
+    if not items:
+        raise MalformedError(f"{what}: an empty set")
+    return items
+
+
+def _read_sized_output(reader: Reader) -> tuple[TxOut, int]:
+    start = reader.pos
+    return _read_output(reader), reader.pos - start
+
+
 def _read_outputs(reader: Reader) -> list[tuple[TxOut, int]]:
     """Each output, and its length as sent."""
-    outputs = []
-    for _ in reader.items("outputs"):
-        start = reader.pos
-        outputs.append((_read_output(reader), reader.pos - start))
-    return outputs
+    return [_read_sized_output(reader) for _ in reader.items("outputs")]
 
 
 _BODY_FIELDS: dict[int, Callable[[Reader], Any]] = {
@@ -143,7 +167,13 @@ _BODY_FIELDS: dict[int, Callable[[Reader], Any]] = {
     3: lambda reader: reader.uint("ttl"),
     7: lambda reader: reader.bytes_("auxiliary data hash", 32),
     8: lambda reader: reader.uint("validity start"),
+    11: lambda reader: reader.bytes_("script data hash", 32),
+    13: _read_some_inputs,
+    14: _read_signers,
     15: lambda reader: reader.uint("network id", 1),
+    16: _read_sized_output,
+    17: lambda reader: reader.uint("total collateral"),
+    18: _read_some_inputs,
 }
 
 
@@ -155,7 +185,7 @@ def _read_output(reader: Reader) -> TxOut:
     is_map = reader.major() == cbor.MAP
     address: bytes | None = None
     value: tuple[int, dict[str, int]] | None = None
-    datum_hash, inline_datum = None, None
+    datum_hash, inline_datum, reference_script = None, None, None
     for key in reader.keys("output") if is_map else reader.items("output"):
         match key, is_map:
             case 0, _:
@@ -168,12 +198,21 @@ def _read_output(reader: Reader) -> TxOut:
             case 2, False:
                 datum_hash = reader.bytes_("datum hash", 32).hex()
             case 3, True:
-                raise LedgerError(UNSUPPORTED, "reference script in an output")
+                reference_script = _read_reference_script(reader)
             case _:
                 raise MalformedError(f"output: unknown field {key}")
     if address is None or value is None:
         raise MalformedError("output: address or value is missing")
-    return TxOut(address, *value, datum_hash, inline_datum)
+    return TxOut(address, *value, datum_hash, inline_datum, reference_script)
+
+
+def _read_reference_script(reader: Reader) -> str:
+    """The script of channels, the only one that the devnet runs."""
+    reader.tag(24, "reference script")
+    script = reader.bytes_("reference script")
+    if script != SCRIPT_CBOR:
+        raise LedgerError(UNSUPPORTED, "reference script in an output")
+    return script.hex()
 
 
 def _read_value(reader: Reader) -> tuple[int, dict[str, int]]:
@@ -210,67 +249,74 @@ def _read_datum_option(reader: Reader) -> tuple[str | None, str | None]:
         reader.tag(24, "inline datum")
         datum = reader.bytes_("inline datum")
     inner = Reader(datum)
-    _read_plutus_data(inner, 0)
+    read_plutus_data(inner)
     inner.end("inline datum")
     return None, datum.hex()
-
-
-def _read_plutus_data(reader: Reader, depth: int) -> None:
-    if depth > cbor.MAX_DEPTH:
-        raise LedgerError(UNSUPPORTED, f"datum nested deeper than {cbor.MAX_DEPTH}")
-    major = reader.major()
-    if major in (cbor.UINT, cbor.NINT):
-        reader.head()
-    elif major == cbor.BYTES:
-        reader.chunks(cbor.BYTES, "datum bytes", _PLUTUS_CHUNK_MOST_BYTES)
-    elif major == cbor.ARRAY:
-        for _ in reader.items("datum list"):
-            _read_plutus_data(reader, depth + 1)
-    elif major == cbor.MAP:
-        for _ in reader.pairs("datum map"):
-            _read_plutus_data(reader, depth + 1)
-            _read_plutus_data(reader, depth + 1)
-    elif major == cbor.TAG:
-        _read_tagged_plutus_data(reader, depth)
-    else:
-        raise MalformedError(f"datum: major type {major}")
-
-
-def _read_tagged_plutus_data(reader: Reader, depth: int) -> None:
-    _, tag = reader.head()
-    if tag in (2, 3):
-        reader.chunks(cbor.BYTES, "datum integer", _PLUTUS_CHUNK_MOST_BYTES)
-    elif tag == 102:
-        with reader.array(2, "datum constructor"):
-            reader.uint("datum constructor")
-            _read_plutus_list(reader, depth)
-    elif 121 <= tag <= 127 or 1280 <= tag <= 1400:
-        _read_plutus_list(reader, depth)
-    else:
-        raise MalformedError(f"datum: tag {tag}")
-
-
-def _read_plutus_list(reader: Reader, depth: int) -> None:
-    for _ in reader.items("datum fields"):
-        _read_plutus_data(reader, depth + 1)
 
 
 # --- witnesses and auxiliary data ---------------------------------------------------------------------------
 
 
-def _read_witnesses(reader: Reader) -> tuple[tuple[bytes, bytes], ...]:
-    witnesses: list[tuple[bytes, bytes]] = []
+def _read_witnesses(reader: Reader) -> tuple[tuple[tuple[bytes, bytes], ...], tuple[bytes, ...], "_Redeemers"]:
+    """Signatures with their keys, attached scripts, and redeemers."""
+    witnesses: tuple[tuple[bytes, bytes], ...] = ()
+    scripts: tuple[bytes, ...] = ()
+    redeemers: _Redeemers = ((), b"")
     for key in reader.keys("witness set"):
         if key in _UNSUPPORTED_WITNESSES:
             raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_WITNESSES[key]} in the witness set")
-        require(key == 0, f"witness set: unknown field {key}")
-        for _ in reader.set_items("key witnesses"):
-            with reader.array(2, "key witness"):
-                witness = (reader.bytes_("verification key", 32), reader.bytes_("signature", 64))
-            require(witness not in witnesses, "key witnesses: the same twice in the set")
-            witnesses.append(witness)
-        require(witnesses != [], "key witnesses: an empty set")
-    return tuple(witnesses)
+        if key == 0:
+            witnesses = _read_signatures(reader)
+        elif key == 5:
+            redeemers = _read_redeemers(reader)
+        elif key == 7:
+            found = [reader.bytes_("Plutus V3 script") for _ in reader.set_items("Plutus V3 scripts")]
+            scripts = _not_empty(tuple(found), "Plutus V3 scripts")
+            if set(scripts) != {SCRIPT}:
+                raise LedgerError(UNSUPPORTED, "Plutus V3 scripts in the witness set")
+        else:
+            raise MalformedError(f"witness set: unknown field {key}")
+    return witnesses, scripts, redeemers
+
+
+def _read_signatures(reader: Reader) -> tuple[tuple[bytes, bytes], ...]:
+    witnesses: list[tuple[bytes, bytes]] = []
+    for _ in reader.set_items("key witnesses"):
+        with reader.array(2, "key witness"):
+            witness = (reader.bytes_("verification key", 32), reader.bytes_("signature", 64))
+        if witness in witnesses:
+            raise MalformedError("key witnesses: the same twice in the set")
+        witnesses.append(witness)
+    return _not_empty(tuple(witnesses), "key witnesses")
+
+
+_Redeemers = tuple[tuple[Redeemer, ...], bytes]
+
+
+def _read_redeemers(reader: Reader) -> _Redeemers:
+    """Redeemers and their bytes: a map of Conway, or a list as before."""
+    start = reader.pos
+    if reader.major() == cbor.MAP:
+        redeemers = [_read_redeemer(reader, in_map=True) for _ in reader.pairs("redeemers")]
+    else:
+        redeemers = [_read_redeemer(reader, in_map=False) for _ in reader.items("redeemers")]
+    if len({(one.purpose, one.index) for one in redeemers}) < len(redeemers):
+        raise MalformedError("redeemers: two of one purpose and index")
+    return _not_empty(tuple(redeemers), "redeemers"), reader.buf[start : reader.pos]
+
+
+def _read_redeemer(reader: Reader, *, in_map: bool) -> Redeemer:
+    with reader.array(2 if in_map else 4, "redeemer"):
+        purpose, index = reader.uint("redeemer purpose", 5), reader.uint("redeemer index", 2**32 - 1)
+        if not in_map:
+            return Redeemer(purpose, index, read_plutus_data(reader), *_read_units(reader))
+    with reader.array(2, "redeemer"):
+        return Redeemer(purpose, index, read_plutus_data(reader), *_read_units(reader))
+
+
+def _read_units(reader: Reader) -> tuple[int, int]:
+    with reader.array(2, "execution units"):
+        return reader.uint("memory units"), reader.uint("step units")
 
 
 def _read_aux(reader: Reader) -> bool:

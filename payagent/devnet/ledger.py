@@ -113,13 +113,16 @@ class Chain:
         lovelace: int,
         assets: Mapping[str, int] | None = None,
         datum_hash: bytes | None = None,
+        script: bytes | None = None,
     ) -> str:
         """Create money in a transaction without inputs or fee. Returns its id in hex.
 
         It waits in the mempool, lands in the next block, and is part of the history like any other transaction.
         Raises `LedgerError` if no chain could hold the output (too small, too big, wrong network).
         """
-        tx = decode_tx(_faucet_bytes(address, lovelace, assets or {}, datum_hash, len(self.faucet_ids) + 1))
+        tx = decode_tx(
+            _faucet_bytes(address, lovelace, assets or {}, datum_hash, script, len(self.faucet_ids) + 1)
+        )
         check_outputs(tx, self.params)
         self.faucet_ids.add(tx.tx_id)
         self._admit(tx)
@@ -253,7 +256,12 @@ def _block_hash(prev_hash: str, slot: int, height: int, forks: int, txs: Iterabl
 
 
 def _faucet_bytes(
-    address: bytes, lovelace: int, assets: Mapping[str, int], datum_hash: bytes | None, number: int
+    address: bytes,
+    lovelace: int,
+    assets: Mapping[str, int],
+    datum_hash: bytes | None,
+    script: bytes | None,
+    number: int,
 ) -> bytes:
     """A transaction of one output and no inputs. Its number, in the metadata, makes its id unique."""
     value = cbor.head(cbor.UINT, lovelace)
@@ -263,6 +271,8 @@ def _faucet_bytes(
     if datum_hash is not None:
         fields.append(cbor.byte_string(datum_hash))
     output = cbor.head(cbor.ARRAY, len(fields)) + b"".join(fields)
+    if script is not None:
+        output = b"\xa3\x00" + fields[0] + b"\x01" + value + b"\x03\xd8\x18" + cbor.byte_string(script)
     aux = b"\xa1" + cbor.head(cbor.UINT, 674) + b"\xa1" + cbor.text_string("faucet") + cbor.head(cbor.UINT, number)
     body = b"\xa4\x00\x80\x01\x81" + output + b"\x02\x00\x07" + cbor.byte_string(hash_256(aux))
     return b"\x84" + body + b"\xa0\xf5" + aux

@@ -30,6 +30,38 @@ class TxOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Redeemer:
+    """The argument of one run of a script. `purpose` 0 is spending the input at `index`, in the inputs' order.
+
+    `data` is Plutus data. `memory` and `steps` are the execution units that the run may use.
+    """
+
+    purpose: int
+    index: int
+    data: object
+    memory: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptParts:
+    """The parts of a transaction that only scripts need. `collateral_return` comes with its length as sent.
+
+    `signers` are the required key hashes, `scripts` the attached Plutus V3 scripts.
+    """
+
+    data_hash: bytes | None = None
+    collateral: tuple[OutRef, ...] = ()
+    signers: tuple[bytes, ...] = ()
+    collateral_return: tuple[TxOut, int] | None = None
+    total_collateral: int | None = None
+    reference_inputs: tuple[OutRef, ...] = ()
+    scripts: tuple[bytes, ...] = ()
+    redeemers: tuple[Redeemer, ...] = ()
+    redeemers_raw: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Tx:
     """A decoded transaction, with its bytes.
 
@@ -53,11 +85,16 @@ class Tx:
     metadata_fits: bool
     size_bytes: int
     output_sizes_bytes: tuple[int, ...]
+    script_parts: ScriptParts
 
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """Protocol parameters. The defaults are mainnet's at protocol version 10. Money is in lovelace."""
+    """Protocol parameters. The defaults are mainnet's at protocol version 10. Money is in lovelace.
+
+    `system_start_ms` is when slot 0 began, as scripts see it. `cost_model`, of Plutus V3, has mainnet's length and
+    numbers of its own.
+    """
 
     network_id: int = 0
     min_fee_a: int = 44
@@ -72,6 +109,14 @@ class Params:
     max_ref_scripts_bytes: int = 204_800
     protocol_major: int = 10
     protocol_minor: int = 0
+    system_start_ms: int = 0
+    price_memory: Fraction = Fraction(577, 10_000)
+    price_steps: Fraction = Fraction(721, 10_000_000)
+    max_memory: int = 16_500_000
+    max_steps: int = 10_000_000_000
+    collateral_percent: int = 150
+    max_collateral_inputs: int = 3
+    cost_model: tuple[int, ...] = tuple(100_788 - 7 * place for place in range(297))
 
 
 class LedgerError(Exception):

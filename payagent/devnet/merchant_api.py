@@ -20,6 +20,8 @@ from starlette.types import ASGIApp
 from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
 from payagent.devnet.catalogue import GOODS, TOO_LARGE, UNPROCESSABLE, json_object, read_body
+from payagent.devnet.channel_api import ChannelApi
+from payagent.devnet.channel_shop import ChannelShop, read_channel
 from payagent.devnet.merchant import (
     DEVNET,
     Balance,
@@ -142,11 +144,18 @@ class MerchantApi:
     """The request handlers. `now_ms` is the clock of invoices and chain; `tick` advances the chain to it."""
 
     def __init__(
-        self, merchant: DevnetMerchant, shop: Shop, now_ms: Callable[[], int], tick: Callable[[], None]
+        self,
+        merchant: DevnetMerchant,
+        shop: Shop,
+        channels: ChannelShop,
+        now_ms: Callable[[], int],
+        tick: Callable[[], None],
     ) -> None:
         self.merchant = merchant
         self.shop = shop
+        self.channels = channels
         self.x402 = X402Api(shop, tick)
+        self.by_channel = ChannelApi(channels, tick)
         self.now_ms = now_ms
         self.tick = tick
 
@@ -245,15 +254,20 @@ class MerchantApi:
         body = None if raw is None else json_object(raw)
         if body is None:
             return JSONResponse({"detail": "a JSON object was expected"}, 400)
+        body, of_channel = _channel_settings(body)
         others, of_x402 = _settings_in_two(body)
         try:
             terms = read_settings(others, self.merchant.terms)
             x402 = read_x402(of_x402, self.shop.x402)
+            channel = read_channel(of_channel, self.channels.settings)
         except (BadSettings, Refused) as refused:
             return JSONResponse({"detail": str(refused)}, 400)
         if others:
             self.merchant.set_terms(terms)
         self.shop.x402 = x402
+        if of_channel:
+            self.tick()
+            self.channels.set(channel)
         return JSONResponse(self._settings_json())
 
     def _settings_json(self) -> Json:
@@ -263,6 +277,7 @@ class MerchantApi:
         """GET /merchant/state."""
         merchant = self.merchant
         self.tick()
+        self.channels.work()
         paid = [invoice for invoice in merchant.invoices.values() if invoice.paid_by is not None]
         balances = [
             {"partner": buyer[0], "wallet": buyer[1], "used": account.used} | _plain(merchant.balance(buyer))
@@ -278,6 +293,7 @@ class MerchantApi:
                 **{name: merchant.counts[name] for name in _COUNTED},
                 "refused": dict(sorted(merchant.refused.items())),
                 "x402": self.shop.as_json(),
+                "channel": self.channels.as_json(),
             }
         )
 
@@ -308,6 +324,16 @@ def _settings_in_two(body: Json) -> tuple[Json, object]:
     if isinstance(dialect, str) and dialect in _X402_VERSIONS and isinstance(of_x402, dict):
         return others | {"dialect": "x402"}, {"version": _X402_VERSIONS[dialect]} | of_x402
     return others, of_x402
+
+
+def _channel_settings(body: Json) -> tuple[Json, object]:
+    """Split off the settings of /channel/. The dialect `x402-channel` opens it, and changes no other path."""
+    others, of_channel = dict(body), body.get("channel", {})
+    others.pop("channel", None)
+    if others.get("dialect") == "x402-channel" and isinstance(of_channel, dict):
+        del others["dialect"]
+        return others, {"is_open": True} | of_channel
+    return others, of_channel
 
 
 def _terms_json(terms: Terms, x402: X402) -> Json:
@@ -341,13 +367,16 @@ def merchant_app(
     now_ms: Callable[[], int],
     tick: Callable[[], None],
     mcp: ASGIApp | None = None,
+    name: str = "0",
 ) -> Starlette:
-    """The ASGI application of the merchant's port. `mcp`: its MCP server."""
-    api = MerchantApi(merchant, shop, now_ms, tick)
+    """The ASGI application of the merchant's port. `mcp`: its MCP server; `name` makes its channel key."""
+    channels = ChannelShop(shop.facilitator.node, lambda: merchant.terms, name)
+    api = MerchantApi(merchant, shop, channels, now_ms, tick)
     return Starlette(
         routes=[
             *[Route(path, api.paid, methods=["POST"]) for path in (*GOODS, TOP_UP)],
             Route("/x402/{thing:path}", api.x402.paid, methods=["GET", "POST"]),
+            Route("/channel/{thing:path}", api.by_channel.paid, methods=["GET", "POST"]),
             Route("/payments/status/{invoice_id}", api.status, methods=["GET"]),
             Route("/payments/balance", api.balance, methods=["GET"]),
             Route("/payments/credits", api.credits, methods=["GET"]),

@@ -31,7 +31,7 @@ class Node:
         self.now_ms = now_ms
         self.switches = switches
         self.system_start_s = now_ms() // 1000
-        self.chain = Chain(Params(), network_id=0)
+        self.chain = Chain(Params(system_start_ms=self.system_start_s * 1000), network_id=0)
         self.held: list[tuple[int, bytes]] = []
         """Transactions that a fault delays, each with the height at which it is due."""
 
@@ -54,11 +54,16 @@ class Node:
         return tx_id
 
     def faucet(
-        self, address: bytes, lovelace: int, assets: Mapping[str, int], datum_hash: bytes | None = None
+        self,
+        address: bytes,
+        lovelace: int,
+        assets: Mapping[str, int],
+        datum_hash: bytes | None = None,
+        script: bytes | None = None,
     ) -> str:
         """Create money in the next block. Returns the transaction's id. Raises `LedgerError`."""
         self.tick()
-        return self.chain.faucet(address, lovelace, assets, datum_hash)
+        return self.chain.faucet(address, lovelace, assets, datum_hash, script)
 
     def make_blocks(self, count: int) -> list[DevnetBlock]:
         """Make blocks at the current slot. After each one, delayed transactions that are due enter the mempool."""

@@ -174,9 +174,9 @@ class Devnet:
                 )
             ]
             shops = {}
-            for _ in range(merchants):
+            for number in range(merchants):
                 listening = running.enter_context(_listen(host, 0))
-                shops[_origin(listening)], app = _open_shop(node, now_ms, running)
+                shops[_origin(listening)], app = _open_shop(str(number), node, now_ms, running)
                 apps.append((app, listening))
             devnet = cls(node, shops, _origin(chain_socket), koios, ogmios_kupo)
             await running.enter_async_context(_serving(apps))
@@ -187,13 +187,13 @@ class Devnet:
 
 
 def _open_shop(
-    node: Node, now_ms: Callable[[], int], running: contextlib.AsyncExitStack
+    name: str, node: Node, now_ms: Callable[[], int], running: contextlib.AsyncExitStack
 ) -> tuple[DevnetMerchant, ASGIApp]:
     """A merchant with its own records. It has an MCP server if the extra `mcp` is installed."""
     merchant = DevnetMerchant(node, lambda: str(uuid.uuid4()))
     shop = Shop(node, lambda: merchant.terms)
     mcp = LazyMcp(shop, node.tick, running) if HAS_MCP else None
-    return merchant, merchant_app(merchant, shop, now_ms, node.tick, mcp)
+    return merchant, merchant_app(merchant, shop, now_ms, node.tick, mcp, name)
 
 
 class LazyMcp:

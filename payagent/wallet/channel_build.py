@@ -47,7 +47,7 @@ _UNITS = {
 """Memory and CPU units that the validator took for each step at protocol 10. Other inputs and outputs add some."""
 
 _TX_SIZE_MAX, _MEMORY_MAX, _CPU_MAX = 2_500, 1_300_000, 450_000_000
-"""Bounds for pycardano. Its collateral is for the largest possible fee: 3.89 ADA by the ledger's, 0.63 by these."""
+"""Bounds for pycardano. Its collateral is for the largest possible fee: by the ledger 3.89 ADA, by these 0.63."""
 
 _SHORT_OF_FUNDS = 3
 _CHILD_S = 60

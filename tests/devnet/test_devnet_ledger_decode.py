@@ -120,8 +120,9 @@ def test_each_form_of_output_is_accepted_or_refused_by_its_rule(raw: bytes, rule
     assert judge(paying(raw)) == rule
 
 
-FIELDS = [(key, UNSUPPORTED) for key in (4, 5, 9, 11, 13, 14, 16, 17, 18, 19, 20, 21, 22)]
+FIELDS = [(key, UNSUPPORTED) for key in (4, 5, 9, 19, 20, 21, 22)]
 FIELDS += [(key, DECODER) for key in (6, 10, 12, 23, 99)]
+FIELDS += [(key, DECODER) for key in (11, 13, 14, 16, 17, 18)]  # a script's: none of them may be an empty list
 
 
 @pytest.mark.parametrize(("key", "rule"), FIELDS)
@@ -130,7 +131,9 @@ def test_body_fields_a_payment_never_has_are_refused(key: int, rule: str) -> Non
     assert judge(draft.tx()) == rule
 
 
-@pytest.mark.parametrize(("key", "rule"), [*((key, UNSUPPORTED) for key in range(1, 8)), (8, DECODER)])
+@pytest.mark.parametrize(
+    ("key", "rule"), [*((key, UNSUPPORTED) for key in (1, 2, 3, 4, 6)), (5, DECODER), (7, DECODER), (8, DECODER)]
+)
 def test_witnesses_a_payment_never_has_are_refused(key: int, rule: str) -> None:
     assert judge(BASE.tx(mapping([(encode_head(0, key), array())]))) == rule
 
