@@ -116,7 +116,7 @@ def serve(
             unlocked(
                 *(settings.data_dir / KEYSTORE_FILE, passphrase, NETWORKS[settings.network]),
                 *(settings.keystore.account, settings.limits.caps, settings.limits.day_caps),
-                *(settings.wallet.accounts, held.pop(KEYSTORE_FILE, None)),
+                *(settings.wallet.accounts, held.pop(KEYSTORE_FILE, None), settings.channel_rules),
             ) as (signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             listen_unix(settings.api.socket) as unix,

@@ -25,7 +25,7 @@ from payagent.core.hard_caps import Caps
 from payagent.core.network import Network
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile
-from payagent.signer.process import MESSAGE_BYTES_MAX, SIGNED
+from payagent.signer.process import CHANNEL, MESSAGE_BYTES_MAX, SIGNED
 
 ANSWER_S = 10
 """Timeout in seconds. A signature takes less than a millisecond, so a signer without an answer by then is lost."""
@@ -62,9 +62,19 @@ class SignerProcess:
         A cancelled caller does not take the next caller's answer.
         Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`.
         """
+        return await self._answer(bytes((account,)) + paid.to_bytes(2, "big") + body)
+
+    async def channel(self, account: int, kind: str, **fields: object) -> bytes:
+        """Return what `signer.channels` answers to a request. Only where channels are on.
+
+        Refused as `signature`.
+        """
+        return await self._answer(bytes((CHANNEL, account)) + json.dumps({kind: fields}).encode())
+
+    async def _answer(self, message: bytes) -> bytes:
         self._require_alive()
         waiting: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting.append((bytes((account,)) + paid.to_bytes(2, "big") + body, waiting))
+        self._waiting.append((message, waiting))
         if len(self._waiting) == 1:
             self._send_next()
         answer = await waiting
@@ -172,6 +182,7 @@ def unlocked(
     day_caps: Caps,
     count: int = 1,
     lock: int | None = None,
+    channels: Mapping[str, object] | None = None,
 ) -> Generator[tuple[SignerProcess, list[str]]]:
     """Start a signer process for the account `number` and those that follow it, `count` in all.
 
@@ -179,7 +190,8 @@ def unlocked(
 
     The signer refuses more than `caps` per transaction and more than `day_caps` in 24 hours. Without a passphrase
     file it asks on the terminal. `lock`: the open keystore, which the process keeps in place of this one, so that
-    its lock stays and nobody here can read it. The list names the protections that this machine did not allow.
+    its lock stays and nobody here can read it. `channels`: `Settings.channel_rules`. The list names the protections
+    that this machine did not allow.
     Call it in the main thread: it handles SIGTERM until the keystore is unlocked.
     Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for the passphrase file, `signer_lost`.
     """
@@ -196,6 +208,7 @@ def unlocked(
                 "accounts": count,
                 "caps": dict(caps),
                 "day_caps": dict(day_caps),
+                "channels": channels,
             }
             with _sigterm_as_an_exit():
                 fields = _unlock(own_end, order, process)
