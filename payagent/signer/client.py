@@ -190,7 +190,7 @@ def unlocked(
 
     The signer refuses more than `caps` per transaction and more than `day_caps` in 24 hours. Without a passphrase
     file it asks on the terminal. `lock`: the open keystore, which the process keeps in place of this one, so that
-    its lock stays and nobody here can read it. `channels`: `Settings.channel_rules`. The list names the protections
+    its lock stays and nobody here can read it. `channels`: `Settings.channel_rules`. The list names protections
     that this machine did not allow.
     Call it in the main thread: it handles SIGTERM until the keystore is unlocked.
     Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for the passphrase file, `signer_lost`.

@@ -238,9 +238,7 @@ secret_file = "{data}/webhook"
 passphrase_file = "{secrets}/passphrase"
 """
 SECOND = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "https://localhost:9/api"\n'
-OWN_NODE = (
-    '[[chain.providers]]\nkind = "ogmios-kupo"\nbase_url = "http://localhost:9"\nindex_url = "http://kupo.example"\n'
-)
+OWN_NODE = '[[chain.providers]]\nkind = "ogmios-kupo"\nbase_url = "http://localhost:9"\nindex_url = "http://kupo.example"\n'
 TARGET = SAFE[SAFE.index("[[notifications]]") : SAFE.index("[keystore]")]
 REMOTE = 'listen = "0.0.0.0:1"\ntls_certificate_file = "/none/c"\ntls_key_file = "/none/k"'
 

@@ -133,6 +133,18 @@ def test_the_example_config_loads_and_shows_the_defaults(tmp_path: Path) -> None
     assert example.merchants["t"].timeout_s == defaults.merchants["t"].timeout_s
 
 
+def test_channels_are_off_until_they_are_turned_on(tmp_path: Path) -> None:
+    merchant = '[merchants.t]\norigin = "https://t.example"\nchannel = { provider_keys = ["%s"] }\n' % ("ab" * 28)
+    assert load(tmp_path, merchant, network="preprod").channel_rules is None
+    assert load(tmp_path, merchant + "[channels]\nenabled = true", network="preprod").channel_rules == {
+        "network": "cardano:preprod",
+        "scripts": ("62ce4309e37e09e5c633c96c6ae68061c434f122d32626d6912d7c2a",),
+        "providers": {"ab" * 28: 20_000_000},
+        "locked_per_day": 50_000_000,
+        "signed_per_day": 10_000_000,
+    }
+
+
 def test_devnet_has_its_own_defaults(tmp_path: Path) -> None:
     settings = load(tmp_path, network="devnet")
     assert settings.limits.per_payment_lovelace == 1_000_000_000
@@ -469,6 +481,10 @@ BAD_TOML = {
         'wallet.upkeep_fees_per_day: write an amount with its unit',
     ),
     "no account": ("[wallet]\naccounts = 0\n", "wallet.accounts: "),
+    "channels on a network without them": (
+        "[channels]\nenabled = true\n",
+        "channels.enabled: nobody has audited the validator",
+    ),
     "accounts of no fleet": ("[wallet]\naccounts = 2\n", "wallet.accounts: more than one account needs"),
     "calls as text": (
         '[merchants.t]\norigin = "https://a.example"\nprepaid_alert_below = "few"\n',
