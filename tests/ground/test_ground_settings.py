@@ -145,6 +145,12 @@ def test_channels_are_off_until_they_are_turned_on(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("network", ["mainnet", "preview"])
+def test_no_other_network_has_channels(tmp_path: Path, network: str) -> None:
+    with pytest.raises(Refused, match=r"channels\.enabled: nobody has audited the validator"):
+        load(tmp_path, "[channels]\nenabled = true", network=network)
+
+
 def test_devnet_has_its_own_defaults(tmp_path: Path) -> None:
     settings = load(tmp_path, network="devnet")
     assert settings.limits.per_payment_lovelace == 1_000_000_000
@@ -481,10 +487,6 @@ BAD_TOML = {
         'wallet.upkeep_fees_per_day: write an amount with its unit',
     ),
     "no account": ("[wallet]\naccounts = 0\n", "wallet.accounts: "),
-    "channels on a network without them": (
-        "[channels]\nenabled = true\n",
-        "channels.enabled: nobody has audited the validator",
-    ),
     "accounts of no fleet": ("[wallet]\naccounts = 2\n", "wallet.accounts: more than one account needs"),
     "calls as text": (
         '[merchants.t]\norigin = "https://a.example"\nprepaid_alert_below = "few"\n',
