@@ -121,6 +121,7 @@ def serve(
                 *(settings.keystore.account, settings.limits.caps, settings.limits.day_caps),
                 *(settings.wallet.accounts, held.pop(KEYSTORE_FILE, None)),
                 HsmOptions(settings.keystore.answer_s, settings.keystore.environment) if in_hsm else None,
+                settings.channel_rules,
             ) as (signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             listen_unix(settings.api.socket) as unix,

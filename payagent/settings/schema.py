@@ -56,6 +56,12 @@ from payagent.settings.field_types import (
     require,
 )
 
+CHANNEL_SCRIPTS = {
+    "preprod": ("62ce4309e37e09e5c633c96c6ae68061c434f122d32626d6912d7c2a",),
+    "devnet": ("6d907e2d92f7fffce8f691af7dc2782583902b4d1b255d99da5e050f",),
+}
+"""The hashes of the validators that payagent trusts with channels, by network. No other network has channels."""
+
 
 class SettingsTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -209,6 +215,24 @@ class MerchantLimitSettings(SettingsTable):
         return _by_window(self, "_lovelace")
 
 
+KeyHash = Annotated[str, Field(pattern=r"^[0-9a-f]{56}$")]
+"""A key's or a script's hash, 28 bytes in hex."""
+
+
+class MerchantChannelSettings(SettingsTable):
+    """The channel at one merchant. Without `provider_keys` there is none.
+
+    `provider_keys`: the hashes of keys that may claim. `deposit`: what an opening locks. `locked_max`: the most
+    that is locked there, and that vouchers of one channel may promise. `withdraw_delay_max`: seconds.
+    """
+
+    provider_keys: tuple[KeyHash, ...] = ()
+    deposit_lovelace: Lovelace = Field(default=5_000_000, alias="deposit")
+    locked_max_lovelace: Lovelace = Field(default=20_000_000, alias="locked_max")
+    withdraw_delay_max: Annotated[Count, Field(ge=900, le=2_592_000)] = 86_400
+    open: Literal["by_hand", "auto"] = "by_hand"
+
+
 class MerchantSettings(SettingsTable):
     """A merchant that may be paid, by its origin, and the rules for its invoices (core.merchant_rules).
 
@@ -235,6 +259,7 @@ class MerchantSettings(SettingsTable):
     allow_private_network: Annotated[bool, Field(strict=True)] = False
     topup: TopupSettings = TopupSettings()
     limits: MerchantLimitSettings = MerchantLimitSettings()
+    channel: MerchantChannelSettings = MerchantChannelSettings()
 
 
 class ProxySettings(SettingsTable):
@@ -330,6 +355,19 @@ class LimitSettings(MerchantLimitSettings):
         names = [limit.name for limit in self.assets if limit.name is not None]
         _require_distinct(names, "two assets have the same name. Rename one")
         return self
+
+
+class ChannelSettings(SettingsTable):
+    """Channels, on preprod and the devnet only: the most that is locked, and what the signer allows in 24 hours.
+
+    `scripts`: hashes of the validators that may hold money, in place of those that payagent trusts.
+    """
+
+    enabled: Annotated[bool, Field(strict=True)] = False
+    locked_max_lovelace: Lovelace = Field(default=50_000_000, alias="locked_max")
+    locked_per_day_lovelace: Lovelace = Field(default=50_000_000, alias="locked_per_day")
+    signed_per_day_lovelace: Lovelace = Field(default=10_000_000, alias="signed_per_day")
+    scripts: tuple[KeyHash, ...] = ()
 
 
 class ApprovalSettings(SettingsTable):
@@ -440,6 +478,7 @@ class Settings(SettingsTable):
         WrapSerializer(lambda table, serialize: serialize(dict(table))),
     ] = Field(default_factory=lambda: MappingProxyType({}))
     limits: LimitSettings
+    channels: ChannelSettings = ChannelSettings()
     approvals: ApprovalSettings = ApprovalSettings()
     proxy: ProxySettings = ProxySettings()
     alerts: AlertSettings = AlertSettings()
@@ -458,6 +497,15 @@ class Settings(SettingsTable):
         _require_distinct(origins, "two merchants have the same origin. Keep one")
         names = [target.name for target in self.notifications]
         _require_distinct(names, "two notifications have the same name. Rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _channels_on_test_networks(self) -> Self:
+        if self.channels.enabled and self.network not in CHANNEL_SCRIPTS:
+            raise ValueError(
+                "channels.enabled: nobody has audited the validator that holds a channel's money, so channels are "
+                "for preprod and the devnet. Write enabled = false"
+            )
         return self
 
     @model_validator(mode="after")
@@ -498,6 +546,20 @@ class Settings(SettingsTable):
                         ) from None
         return self
 
+    @property
+    def channel_rules(self) -> dict[str, object] | None:
+        """What the signer is told of channels (signer.channels); None where they are off."""
+        if not self.channels.enabled:
+            return None
+        merchants = [merchant.channel for merchant in self.merchants.values()]
+        return {
+            "network": f"cardano:{self.network}",
+            "scripts": self.channels.scripts or CHANNEL_SCRIPTS[self.network],
+            "providers": {key: one.locked_max_lovelace for one in merchants for key in one.provider_keys},
+            "locked_per_day": self.channels.locked_per_day_lovelace,
+            "signed_per_day": self.channels.signed_per_day_lovelace,
+        }
+
 
 def changes(before: Settings, after: Settings) -> dict[str, dict[str, object]]:
     """Return the differences by config key, with the values `from` and `to` as the config file writes them.
@@ -508,7 +570,7 @@ def changes(before: Settings, after: Settings) -> dict[str, dict[str, object]]:
     return {key: {"from": was, "to": now} for key, was, now in sorted(_differing(old, new, ""))}
 
 
-_SHARED = ("network", "merchants", "limits", "approvals", "payments", "wallet")
+_SHARED = ("network", "merchants", "limits", "channels", "approvals", "payments", "wallet")
 """The tables in which all daemons of a fleet have the same values, but for paths."""
 
 

@@ -25,7 +25,7 @@ from payagent.core.hard_caps import Caps
 from payagent.core.network import Network
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile
-from payagent.signer.messages import MESSAGE_BYTES_MAX, signature_of, unpacked
+from payagent.signer.messages import CHANNEL, MESSAGE_BYTES_MAX, signature_of, unpacked
 
 ANSWER_S = 10
 """Timeout in seconds. A signature takes less than a millisecond, so a signer without an answer by then is lost.
@@ -69,9 +69,19 @@ class SignerProcess:
         Refused: `signer_refused`, `limit_exceeded` or `asset_not_allowed` by that policy; `signer_lost`. With an
         HSM: `signer_away`, `signer_wrong`.
         """
+        return await self._answer(bytes((account,)) + paid.to_bytes(2, "big") + body)
+
+    async def channel(self, account: int, kind: str, **fields: object) -> bytes:
+        """Return what `signer.channels` answers to a request. Only where channels are on.
+
+        Refused as `signature`.
+        """
+        return await self._answer(bytes((CHANNEL, account)) + json.dumps({kind: fields}).encode())
+
+    async def _answer(self, message: bytes) -> bytes:
         self._require_alive()
         waiting: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting.append((bytes((account,)) + paid.to_bytes(2, "big") + body, waiting))
+        self._waiting.append((message, waiting))
         if len(self._waiting) == 1:
             self._send_next()
         answer = await waiting
@@ -189,6 +199,7 @@ def unlocked(
     count: int = 1,
     lock: int | None = None,
     hsm: HsmOptions | None = None,
+    channels: Mapping[str, object] | None = None,
 ) -> Generator[tuple[SignerProcess, list[str]]]:
     """Start a signer process for the account `number` and those that follow it, `count` in all.
 
@@ -196,8 +207,9 @@ def unlocked(
 
     The signer refuses more than `caps` per transaction and more than `day_caps` in 24 hours. `secret`: the file of
     the passphrase, or of the HSM's PIN. Without it, it asks on the terminal. `hsm`: if the keystore names keys of
-    an HSM. `lock`: the open keystore, which the process keeps in place of this one, so that
-    its lock stays and nobody here can read it. The list names the protections that this machine did not allow.
+    an HSM. `lock`: the open keystore, which the process keeps in place of this one, so that its lock stays and
+    nobody here can read it. `channels`: `Settings.channel_rules`. The list names the protections that this machine
+    did not allow.
     Call it in the main thread: it handles SIGTERM until the keystore is unlocked.
     Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for that file or the HSM's module,
     `signer_away`, `signer_lost`.
@@ -216,6 +228,7 @@ def unlocked(
                 "caps": dict(caps),
                 "day_caps": dict(day_caps),
                 "hsm": hsm and {"answer_s": hsm.answer_s, "environment": dict(hsm.environment)},
+                "channels": channels,
             }
             with _sigterm_as_an_exit():
                 fields = _unlock(own_end, order, process)

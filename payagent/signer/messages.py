@@ -9,6 +9,8 @@ from payagent.core.problems import Refused
 
 MESSAGE_BYTES_MAX = 65_536
 SIGNED, REFUSED = b"\0", b"\1"
+CHANNEL = 255
+"""In place of an account's number: a request of `channels`."""
 
 
 def packed(refused: Refused) -> bytes:

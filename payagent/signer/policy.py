@@ -81,16 +81,17 @@ class Policy:
             self._require_output(place, output, place < paid)
         leaving = self._leaving(decoded)
         require_within_caps(leaving, self.caps)
-        self._count(frozenset(decoded.inputs), leaving, decoded)
+        self.count(
+            frozenset(decoded.inputs), leaving, all(output.address == self.own for output in decoded.outputs)
+        )
 
-    def _count(self, inputs: frozenset[Input], leaving: Mapping[str, int], decoded: DecodedBody) -> None:
-        """Count a body in its window.
+    def count(self, inputs: frozenset[Input], leaving: Mapping[str, int], is_own: bool) -> None:
+        """Count what leaves the wallet in 24 hours. Refused: `limit_exceeded`.
 
-        A body that pays only the wallet itself, such as a cancel, is free if it spends an input of a counted
-        payment at least as large. Otherwise its fee counts separately.
+        A body that pays only the wallet itself (`is_own`), such as a cancel, is free if it spends an input of a
+        counted payment at least as large. Otherwise its fee counts separately.
         """
         now_s = self.clocks.now_s()
-        is_own = all(output.address == self.own for output in decoded.outputs)
         if is_own and self._paid.covers(inputs, leaving, now_s):
             return
         outflow = self._fees if is_own else self._paid

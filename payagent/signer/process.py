@@ -5,6 +5,8 @@
 - Each later message is the account (one byte, counted from 0), the number of outputs that may leave it (two bytes,
   big-endian) and a body. The answer is SIGNED and a signature by that account's key, or REFUSED and the refusal in
   JSON.
+- Where channels are on, a message may be CHANNEL, the account (one byte) and a request of `channels`. The answer
+  is SIGNED and what was asked for, or REFUSED.
 - The process ends when the socket is closed.
 
 If the key is in an HSM, it starts the token process and asks that for each signature (`token`).
@@ -17,6 +19,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,10 @@ from payagent.core.network import SLOT_CLOCKS
 from payagent.core.problems import Refused
 from payagent.secret_file import read_secret_file
 from payagent.signer.hardening import for_good
-from payagent.signer.messages import MESSAGE_BYTES_MAX, REFUSED, SIGNED, packed
+from payagent.signer.messages import CHANNEL, MESSAGE_BYTES_MAX, REFUSED, SIGNED, packed
 from payagent.signer.policy import Policy, clocks_of
 from payagent.signer.token import HashSigner, TokenKey, started
-from payagent.wallet.keys import Account
+from payagent.wallet.keys import Account, SoftwareSigner
 from payagent.wallet.keystore import Header, Hsm, enterprise_address, read_header, unlock
 
 
@@ -55,6 +58,7 @@ def serve(sock: socket.socket) -> None:
         clocks = clocks_of(SLOT_CLOCKS.get(order["network"]), _since_boot_s, time.time)
         policy = Policy(accounts[0].address.raw, order["caps"], order["day_caps"], clocks)
         policies = [policy.of_account(account.address.raw) for account in accounts]
+        channels = _channels(order["channels"], accounts, policies)
         missing = _confine()
     except Refused as refused:
         sock.send(packed(refused))
@@ -64,11 +68,32 @@ def serve(sock: socket.socket) -> None:
     while message := sock.recv(MESSAGE_BYTES_MAX):
         account, paid, body = message[0], int.from_bytes(message[1:3], "big"), message[3:]
         try:
-            policies[account].admit(body, paid)
-            answer = SIGNED + accounts[account].signer.sign(body, paid)
+            if channels and account == CHANNEL:
+                answer = SIGNED + channels[message[1]](message[2:])
+            else:
+                policies[account].admit(body, paid)
+                answer = SIGNED + accounts[account].signer.sign(body, paid)
         except Refused as refused:
             answer = REFUSED + packed(refused)
         sock.send(answer)
+
+
+def _channels(
+    rules: dict[str, Any] | None, accounts: tuple[Account, ...], policies: list[Policy]
+) -> list[Callable[[bytes], bytes]]:
+    """What answers the requests of each account's channels; nothing where channels are off."""
+    if rules is None:
+        return []
+    from payagent.signer.channels import Channels, Windows
+
+    windows = Windows(rules)
+    answers: list[Callable[[bytes], bytes]] = []
+    for account, policy in zip(accounts, policies, strict=True):
+        if not isinstance(account.signer, SoftwareSigner):
+            why = "channels.enabled: a key in an HSM signs no vouchers. Write enabled = false"
+            raise Refused("config_invalid", why)
+        answers.append(Channels(rules, account.signer, policy, windows).answer)
+    return answers
 
 
 def _confine() -> list[str]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from payagent.core.address import encode_address
 from payagent.core.origin import parse_origin
 from payagent.core.problems import Refused
+from payagent.devnet.channel_script import SCRIPT_HASH
 from payagent.secret_file import SecretFile, read_secret_file
 from payagent.settings.config_file import DaemonPaths, find_config, find_daemon
 from payagent.settings.loading import load_settings, read_merchant
@@ -131,6 +132,30 @@ def test_the_example_config_loads_and_shows_the_defaults(tmp_path: Path) -> None
     assert example.keystore.account == defaults.keystore.account
     assert (example.merchants["t"].proof, example.merchants["t"].ready) == ("tx_hash", "auto")
     assert example.merchants["t"].timeout_s == defaults.merchants["t"].timeout_s
+
+
+def test_channels_are_off_until_they_are_turned_on(tmp_path: Path) -> None:
+    merchant = '[merchants.t]\norigin = "https://t.example"\nchannel = { provider_keys = ["%s"] }\n' % ("ab" * 28)
+    assert load(tmp_path, merchant, network="preprod").channel_rules is None
+    assert load(tmp_path, merchant + "[channels]\nenabled = true", network="preprod").channel_rules == {
+        "network": "cardano:preprod",
+        "scripts": ("62ce4309e37e09e5c633c96c6ae68061c434f122d32626d6912d7c2a",),
+        "providers": {"ab" * 28: 20_000_000},
+        "locked_per_day": 50_000_000,
+        "signed_per_day": 10_000_000,
+    }
+
+
+def test_the_devnet_trusts_its_own_script(tmp_path: Path) -> None:
+    rules = load(tmp_path, "[channels]\nenabled = true", network="devnet").channel_rules
+    assert rules is not None
+    assert rules["scripts"] == (SCRIPT_HASH.hex(),)
+
+
+@pytest.mark.parametrize("network", ["mainnet", "preview"])
+def test_no_other_network_has_channels(tmp_path: Path, network: str) -> None:
+    with pytest.raises(Refused, match=r"channels\.enabled: nobody has audited the validator"):
+        load(tmp_path, "[channels]\nenabled = true", network=network)
 
 
 def test_devnet_has_its_own_defaults(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kit.plutus_v3 import COST_MODEL_V3
 from ledger_check.txkit import Key, Out
 
+from kit.plutus_v3 import COST_MODEL_V3
 from payagent.wallet.channel_build import ScriptParameters, StepOrder, script_hash
 from payagent.wallet.channel_tx import (
     ChannelOutput,

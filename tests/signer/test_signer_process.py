@@ -24,6 +24,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
 from payagent.secret_file import SecretFile
 from payagent.signer.client import AccountSigner, SignerProcess, unlocked
+from payagent.wallet.channel_tx import iou_message
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.new_keystore import create
 from payagent.wallet.transaction import check, select
@@ -170,6 +171,29 @@ def test_what_all_accounts_sign_counts_against_the_same_cap_of_a_day(folder: Pat
         WaitingSigner(process.accounts[0]).sign(one.body, one.paid)
         with pytest.raises(Refused, match="10 ADA may be signed out of the wallet in 24 hours"):
             WaitingSigner(process.accounts[1]).sign(two.body, two.paid)
+
+
+def test_a_voucher_is_signed_where_channels_are_on_and_counts_after_it(folder: Path) -> None:
+    source, place = SecretFile(folder / "passphrase", private=True), {"tag": "11" * 32, "asset": "lovelace"}
+    place |= {"provider": "ab" * 28}
+    rules = {"network": "cardano:preprod", "scripts": [], "providers": {"ab" * 28: 20 * ADA}}
+    rules |= {"locked_per_day": 0, "signed_per_day": 9 * ADA}
+    where = (folder / "keystore.json", source, PREPROD, 0, CAPS, DAY_CAPS, 1, None, None, rules)
+
+    async def ask(process: SignerProcess) -> None:
+        process.watch(lambda: None)
+        key = await process.channel(0, "key", **place)
+        message = iou_message(bytes.fromhex("11" * 32), 9 * ADA)
+        assert (
+            crypto_sign_open(await process.channel(0, "voucher", amount=9 * ADA, **place) + message, key)
+            == message
+        )
+        with pytest.raises(Refused, match=r"channels\.signed_per_day"):
+            await process.channel(0, "voucher", amount=9 * ADA + 1, **place)
+        process.unwatch()
+
+    with unlocked(*where) as (process, _):
+        asyncio.run(ask(process))
 
 
 # How it starts
