@@ -133,6 +133,8 @@ class Channels:
         _require(slot is None or step.ttl_slot - slot <= TTL_AHEAD_MAX_S, "it is valid for too long")
         if step.output is not None:
             self._require_own(step, step.output, channel, key)
+        returned = step.collateral_return
+        _require(returned is None or returned[0] == self._policy.own, "its collateral returns to another wallet")
         others = [output for output in step.others if output[0] != self._policy.own]
         paid = sum(lovelace for _, lovelace, _ in others)
         is_payout = step.step == "mutual" and all(

@@ -121,6 +121,8 @@ def build_step(order: StepOrder) -> tuple[bytes, ChannelStep]:
     """
     if order.channel is not None and script_hash(order.script) != order.channel[1].terms.script_hash:
         raise Refused("internal_error", "the given script is not the channel's")
+    if order.channel is not None and not order.scripts.cost_model:
+        raise Refused("internal_error", "without PlutusV3's cost model the script data hash would be wrong")
     raw = _run_child(_request(order))
     step = decode_step(raw)
     _check(order, step)

@@ -178,6 +178,11 @@ def opening(ask: Asked) -> ChannelStep:
         start_slot=None,
         ttl_slot=NOW_SLOT + 1800,
         signers=(),
+        collateral_return=None,
+        reference_inputs=(),
+        script=None,
+        units=(0, 0),
+        script_data_hash=None,
     )
 
 
@@ -237,6 +242,7 @@ class TestSteps:
             (with_(others=((b"\x60" + PROVIDER, ADA, {}),)), "others than this wallet"),
             (with_(fee=900_001), "fee"),
             (with_(most_collateral=1_000_001), "collateral"),
+            (with_(collateral_return=(payee(9).raw, ADA, {})), "collateral returns"),
             (with_(ttl_slot=NOW_SLOT + 200_000), "too long"),
         ],
     )
