@@ -1,16 +1,17 @@
 """Orders for a channel's six transactions, on one wallet and one channel, with a script that is always true."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ledger_check.txkit import Key, Out
+from ledger_check.txkit import Key, Out, blake
 
 from kit.plutus_v3 import COST_MODEL_V3
 from payagent.wallet.channel_build import ScriptParameters, StepOrder, script_hash
 from payagent.wallet.channel_tx import (
     ChannelOutput,
     ChannelStage,
+    ChannelStep,
     ChannelTerms,
     added,
     channel_datum,
@@ -78,3 +79,11 @@ def on_chain(channel: ChannelOutput) -> Out:
     tokens = {channel.terms.asset: channel.tokens} if channel.tokens else {}
     datum = channel_datum(channel.terms, channel.stage).hex()
     return Out(script_address(channel.terms.script_hash), channel.lovelace, tokens, inline_datum=datum)
+
+
+def signed(raw: bytes, step: ChannelStep, keys: Iterable[Key]) -> bytes:
+    """The transaction with the signatures of these keys."""
+    vkeys = [b"\x82\x58\x20" + key.public + b"\x58\x40" + key.sign(step.tx_id) for key in keys]
+    witnesses = b"\x00\xd9\x01\x02" + bytes((0x80 + len(vkeys),)) + b"".join(vkeys)
+    start = next(at for at in range(len(raw), 0, -1) if blake(raw[1:at]) == step.tx_id)
+    return raw[:start] + bytes((raw[start] + 1,)) + witnesses + raw[start + 1 :]

@@ -21,10 +21,10 @@ from kit.channels import (
     TERMS,
     USED,
     order_of,
+    signed,
     unspent,
 )
 from ledger_check.scalus import Scalus, needs_scalus
-from ledger_check.txkit import blake
 from nacl.signing import SigningKey
 
 from payagent.core.problems import Refused
@@ -161,21 +161,12 @@ def scalus() -> Iterator[Scalus]:
         yield running
 
 
-def signed(raw: bytes, step: ChannelStep) -> bytes:
-    """The transaction with the signatures of its signers and of the wallet's inputs."""
-    keys = [CONSUMER, PROVIDER] if step.step == "mutual" else [CONSUMER]
-    vkeys = b"".join(b"\x82\x58\x20" + key.public + b"\x58\x40" + key.sign(step.tx_id) for key in keys)
-    witnesses = b"\x00\xd9\x01\x02" + bytes((0x80 + len(keys),)) + vkeys
-    start = next(at for at in range(len(raw), 0, -1) if blake(raw[1:at]) == step.tx_id)
-    return raw[:start] + bytes((raw[start] + 1,)) + witnesses + raw[start + 1 :]
-
-
 @needs_scalus
 @pytest.mark.parametrize("step", STEPS)
 def test_an_independent_ledger_accepts_it(built: Built, scalus: Scalus, step: str) -> None:
     raw, read = built[step]
     scalus.open({ref: out.encode() for ref, out in unspent(order_of(step)).items()}, START + 1, 0)
-    assert scalus.submit(signed(raw, read)) is None
+    assert scalus.submit(signed(raw, read, [CONSUMER, PROVIDER] if step == "mutual" else [CONSUMER])) is None
     assert scalus.submit(raw) is not None, "and not without its signatures"
 
 
