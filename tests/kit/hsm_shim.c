@@ -1,4 +1,5 @@
 /* A PKCS#11 module before SoftHSM that goes wrong as $SHIM/mode says, and notes logins and signatures in $SHIM/log.
+   A mode is one of these, or some with commas between them.
    slow: each signature takes 1 s. hang: it takes until the mode is another. bit, short, other: the signature is wrong.
    away, abort: there is none. final, locked: the flags of the PIN. serial: the serial is another. */
 #include <dlfcn.h>
@@ -13,11 +14,11 @@ enum { TOKEN_INFO = 6, LOGIN = 18, FIND_INIT = 26, FIND, FIND_FINAL, SIGN_INIT =
 static struct list { unsigned char version[8]; call calls[68]; } real, ours;
 
 static int mode(const char *wanted) {
-    char path[4096], is[16] = "";
+    char path[4096], is[32] = "";
     snprintf(path, sizeof path, "%s/mode", getenv("SHIM"));
     FILE *file = fopen(path, "r");
-    if (file) { if (fscanf(file, "%15s", is) != 1) is[0] = 0; fclose(file); }
-    return strcmp(is, wanted) == 0;
+    if (file) { if (fscanf(file, "%31s", is) != 1) is[0] = 0; fclose(file); }
+    return strstr(is, wanted) != NULL;
 }
 
 static void note(const char *what) {
