@@ -43,7 +43,9 @@ def backup(terminal: Terminal, file: Path, config: Path | None) -> None:
         manifest = back_up(settings, path, time.time_ns() // 1_000_000, tell)
     data: Json = {"file": str(path), **_facts(manifest)}
     terminal.give_pairs(data, {"made_at": "made at", "open_payments": "not settled"})
-    terminal.say("Not in the backup: the keystore's passphrase, the config file, operator.token.")
+    terminal.say(
+        "Not in the backup: the keystore's passphrase, the config file, operator.token; keys and PIN of an HSM."
+    )
 
 
 @click.command(epilog=example("payagent restore payagent-20261101-120000.tar --config ~/payagent/config.toml"))

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from kit.blockfrost_rows import ADDRESS as OTHER
 from kit.canaries import plant
 from kit.cli import until
 from kit.daemon import children, refused, start, stop
@@ -21,13 +20,16 @@ from kit.http import NO_TLS
 from kit.softhsm import PIN, SoftHsm, make_softhsm, needs_cc, needs_softhsm
 
 from payagent.api.http.tokens import hash_token
+from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps
+from payagent.wallet.keystore import enterprise_address
 
 pytestmark = [needs_softhsm, needs_cc]
 
 TOKEN = plant("the operator's token", "an operator of the HSM's tests")
+OTHER = enterprise_address(NETWORKS["devnet"], bytes(32)).text
 UTXOS = 20
 EXIT_LOST, EXIT_LOCKED = 4, 5
 

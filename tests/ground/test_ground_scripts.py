@@ -20,6 +20,7 @@ SIGNS = {
     "nodejs npm": r'which\("node"\)|node_modules',
     "pgbouncer": r'which\("pgbouncer"',
     "postgresql": r'"/usr/lib/postgresql"|\bpostgresql: Server\b|"postgresql"\)',
+    "softhsm2": r'which\("softhsm2-util"\)',
     "tests/axe": "axe/node_modules",
     "tests/ledger_check": r'"node_modules" / "scalus"',
     "tests/mcp/peers": r'/ "peers"',
@@ -33,7 +34,7 @@ SIGNS = {
 def table() -> dict[str, set[str]]:
     """The folders of each row."""
     rows = re.findall(
-        r'^  "([a-z0-9_ ]+)\|([a-z ]*)\|([^"]+)"$', (ROOT / "scripts/test").read_text(), re.MULTILINE
+        r'^  "([a-z0-9_ ]+)\|([a-z0-9 ]*)\|([^"]+)"$', (ROOT / "scripts/test").read_text(), re.MULTILINE
     )
     return {packages or is_there.split()[-1]: set(folders.split()) for folders, packages, is_there in rows}
 
