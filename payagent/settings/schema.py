@@ -555,7 +555,11 @@ class Settings(SettingsTable):
         return {
             "network": f"cardano:{self.network}",
             "scripts": self.channels.scripts or CHANNEL_SCRIPTS[self.network],
-            "providers": {key: one.locked_max_lovelace for one in merchants for key in one.provider_keys},
+            "providers": {
+                key: (one.locked_max_lovelace, one.withdraw_delay_max * 1000)
+                for one in merchants
+                for key in one.provider_keys
+            },
             "locked_per_day": self.channels.locked_per_day_lovelace,
             "signed_per_day": self.channels.signed_per_day_lovelace,
         }

@@ -100,7 +100,7 @@ class Channels:
 
     def _promise(self, channel: ChannelName, promised: int, amount: int) -> int:
         """Count what a voucher promises beyond the one before. Return its amount."""
-        most = self._rules["providers"][channel.provider]
+        most, _ = self._rules["providers"][channel.provider]
         if not 0 < amount <= most:
             raise Refused(
                 "limit_exceeded",
@@ -151,11 +151,14 @@ class Channels:
 
     def _require_own(self, step: ChannelStep, output: ChannelOutput, channel: ChannelName, key: bytes) -> None:
         """Refuse a channel that is not ours, that a script holds which is not trusted, or that holds too much."""
-        terms, most = output.terms, self._rules["providers"][channel.provider]
+        terms, (most, delay_max_ms) = output.terms, self._rules["providers"][channel.provider]
         _require(terms.script_hash.hex() in self._rules["scripts"], "channels.scripts does not have its script")
         _require(terms.consumer == self._policy.own[1:29], "its channel returns its money to another wallet")
         is_same = ChannelName(terms.tag.hex(), terms.asset, terms.provider.hex()) == channel
         _require(is_same and terms.iou_key == key, "its channel has other constants than the request")
+        _require(
+            terms.close_period_ms <= delay_max_ms, f"it returns its money only {terms.close_period_ms} ms later"
+        )
         is_new = any(channel_tag(*one).hex() == channel.tag for one in step.inputs)
         _require(is_new or step.step != "open", "its tag is of no input")
         _require(step.step != "open" or output.stage.subbed == 0, "its new channel is claimed from already")

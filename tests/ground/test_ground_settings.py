@@ -140,7 +140,7 @@ def test_channels_are_off_until_they_are_turned_on(tmp_path: Path) -> None:
     assert load(tmp_path, merchant + "[channels]\nenabled = true", network="preprod").channel_rules == {
         "network": "cardano:preprod",
         "scripts": ("62ce4309e37e09e5c633c96c6ae68061c434f122d32626d6912d7c2a",),
-        "providers": {"ab" * 28: 20_000_000},
+        "providers": {"ab" * 28: (20_000_000, 86_400_000)},
         "locked_per_day": 50_000_000,
         "signed_per_day": 10_000_000,
     }

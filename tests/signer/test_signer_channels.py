@@ -3,9 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pytest
+from kit.channels import CONSUMER, OPEN, TERMS, TTL, TTL_MS, order_of
+from kit.channels import OWN as BUILT_FOR
 from kit.signer_bodies import ADA, CAPS, DAY_CAPS, NOW_SLOT
 from kit.wallet import OWN, SIGNER, payee, signer_of
 from nacl.bindings import crypto_sign_open
@@ -15,12 +18,15 @@ from payagent.core.problems import Refused
 from payagent.signer import channels
 from payagent.signer.channels import Channels, Windows
 from payagent.signer.policy import Clocks, Policy
+from payagent.wallet.channel_build import build_step
 from payagent.wallet.channel_tx import (
     ChannelOutput,
     ChannelStage,
     ChannelStep,
     ChannelTerms,
     channel_tag,
+    closed,
+    decode_step,
     iou_message,
 )
 from payagent.wallet.keys import SoftwareSigner, derive, seed_from_words
@@ -32,7 +38,7 @@ PLACE = {"tag": TAG.hex(), "asset": "lovelace", "provider": PROVIDER.hex()}
 RULES = {
     "network": "cardano:preprod",
     "scripts": [SCRIPT],
-    "providers": {PROVIDER.hex(): 20 * ADA, OTHER.hex(): 20 * ADA},
+    "providers": {PROVIDER.hex(): (20 * ADA, 900_000), OTHER.hex(): (20 * ADA, 900_000)},
     "locked_per_day": 30 * ADA,
     "signed_per_day": 10 * ADA,
 }
@@ -69,7 +75,7 @@ def test_the_key_of_a_channel_follows_from_the_words_by_the_drafts_derivation() 
     assert isinstance(account.signer, SoftwareSigner)
     provider = "cd8bede8affbab812d2b81a6739f69bdf53fa2a297efb10147243385"
     policy = Policy(account.address.raw, CAPS, DAY_CAPS, Clocks(lambda: 0, lambda: None))
-    rules = {**RULES, "providers": {provider: ADA}}
+    rules = {**RULES, "providers": {provider: (ADA, 0)}}
     request = {"key": {"tag": "11" * 32, "asset": "lovelace", "provider": provider}}
     key = Channels(rules, account.signer, policy, Windows(rules)).answer(json.dumps(request).encode())
     assert key.hex() == "6f7c46a5b7fbc5f852667b7d9a939f76d42ec9f40cd029e8ec86575180c32fea"
@@ -234,6 +240,7 @@ class TestSteps:
             (terms(consumer=PROVIDER), "another wallet"),
             (terms(iou_key=bytes(32)), "other constants"),
             (terms(tag=bytes(32)), "other constants"),
+            (terms(close_period_ms=900_001), "only 900001 ms later"),
             (terms(provider=OTHER), "other constants"),
             (with_(inputs=((bytes(32), 0),)), "of no input"),
             (output(stage=ChannelStage("opened", 1, None)), "claimed"),
@@ -286,3 +293,38 @@ class TestSteps:
         others = ((b"\x60" + PROVIDER, 9 * ADA, {}),)
         with pytest.raises(Refused, match=r"limits\.signed_per_day"):
             self.sign(ask, replace(opening(ask), step="mutual", output=None, others=others))
+
+
+@pytest.mark.parametrize("step", ["open", "close"])
+def test_with_any_changed_byte_a_step_is_refused_or_all_its_money_stays_ours(step: str) -> None:
+    """What is signed leaves the same channel or none, pays nobody else, and costs no more than the caps."""
+    signer = SoftwareSigner(CONSUMER.scalar + CONSUMER.prefix)
+    rules = {
+        **RULES,
+        "scripts": [TERMS.script_hash.hex()],
+        "providers": {TERMS.provider.hex(): (20 * ADA, 900_000)},
+    }
+    place = {"tag": TERMS.tag.hex(), "asset": "lovelace", "provider": TERMS.provider.hex()}
+
+    def ask(kind: str, **more: object) -> bytes:
+        policy = Policy(BUILT_FOR, CAPS, DAY_CAPS, Clocks(lambda: 0, lambda: TTL - 1800))
+        request = json.dumps({kind: {**place, **more}}).encode()
+        return Channels(rules, signer, policy, Windows(rules)).answer(request)
+
+    ours = replace(OPEN, terms=replace(TERMS, iou_key=ask("key")))
+    order = order_of(step)
+    order = replace(order, output=ours if step == "open" else closed(ours, TTL_MS))
+    if order.channel is not None:
+        order = replace(order, channel=(order.channel[0], ours))
+    raw, read = build_step(order)
+    assert crypto_sign_open(ask("step", transaction=raw.hex()) + read.tx_id, CONSUMER.public) == read.tx_id
+    for at in range(len(raw)):
+        other = raw[:at] + bytes((raw[at] ^ 1,)) + raw[at + 1 :]
+        with suppress(Refused):
+            ask("step", transaction=other.hex())
+            signed = decode_step(other)
+            assert signed.output is None or replace(signed.output.terms, close_period_ms=900_000) == ours.terms, at
+            assert signed.output is None or signed.output.terms.close_period_ms <= 900_000, at
+            assert {address for address, *_ in signed.others} == {BUILT_FOR}, at
+            assert signed.collateral_return is None or signed.collateral_return[0] == BUILT_FOR, at
+            assert (signed.fee <= 900_000, signed.most_collateral <= ADA) == (True, True), at

@@ -176,7 +176,7 @@ def test_what_all_accounts_sign_counts_against_the_same_cap_of_a_day(folder: Pat
 def test_a_voucher_is_signed_where_channels_are_on_and_counts_after_it(folder: Path) -> None:
     source, place = SecretFile(folder / "passphrase", private=True), {"tag": "11" * 32, "asset": "lovelace"}
     place |= {"provider": "ab" * 28}
-    rules = {"network": "cardano:preprod", "scripts": [], "providers": {"ab" * 28: 20 * ADA}}
+    rules = {"network": "cardano:preprod", "scripts": [], "providers": {"ab" * 28: (20 * ADA, 0)}}
     rules |= {"locked_per_day": 0, "signed_per_day": 9 * ADA}
     where = (folder / "keystore.json", source, PREPROD, 0, CAPS, DAY_CAPS, 1, None, None, rules)
 
