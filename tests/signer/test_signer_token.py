@@ -17,16 +17,18 @@ from kit.signer_bodies import CAPS, DAY_CAPS
 from kit.softhsm import PIN, SoftHsm, make_softhsm, needs_softhsm
 from kit.waiting_signer import WaitingSigner
 from kit.wallet import pay
+from ledger_check.scalus import Scalus, needs_scalus
 
 from payagent.core.address import KEY_ENTERPRISE
 from payagent.core.network import NETWORKS
 from payagent.core.problems import Refused
+from payagent.devnet.ledger import TxOut
 from payagent.secret_file import SecretFile
 from payagent.signer import token as tokens
 from payagent.signer.client import AccountSigner, HsmOptions, SignerProcess, unlocked
 from payagent.signer.messages import unpacked
 from payagent.signer.token import TokenAway
-from payagent.wallet.transaction import TxPlan, check, select
+from payagent.wallet.transaction import TxPlan, check, select, send_all
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 from sim.signing import sign
 
@@ -124,6 +126,18 @@ def test_each_account_signs_with_its_own_key_from_an_enterprise_address(hsm: Sof
             for other in {*process.accounts} - {account}:
                 with pytest.raises(Refused, match="change, and does not pay this wallet"):
                     WaitingSigner(other).sign(plan_of(account, number).body, 1)
+
+
+@needs_scalus
+def test_an_independent_ledger_accepts_what_each_account_pays_and_cancels(hsm: SoftHsm, tmp_path: Path) -> None:
+    hsm.keystore(tmp_path / "keystore.json", "payagent-0", "payagent-1", "payagent-2")
+    with unlocking(hsm, tmp_path / "keystore.json", 3) as process, Scalus() as scalus:
+        for number, account in enumerate(process.accounts):
+            own, coin = account.address, Utxo(f"{number:064x}", 0, 100 * ADA)
+            cancel = send_all(UtxoIndex([coin]), own, own=own, ttl_slot=9, network_id=0)
+            for raw in (signed(account, number), sign(cancel, WaitingSigner(account))):
+                unspent = {(coin.tx_id, 0): TxOut(own.raw, coin.lovelace, {})}
+                assert scalus.validate(raw, unspent, 5, 0) is None
 
 
 def test_hosts_of_a_fleet_make_the_same_accounts_of_the_same_keys(hsm: SoftHsm, tmp_path: Path) -> None:
