@@ -160,10 +160,11 @@ def _run_child(request: Mapping[str, object]) -> bytes:
 def _check(order: StepOrder, step: ChannelStep) -> None:
     """Compare every field with the order. What pycardano computes must balance and meet the caps."""
     nonce, values = order.utxos[0], [{LOVELACE: utxo.lovelace, **dict(utxo.assets)} for utxo in order.utxos]
-    inputs = [(bytes.fromhex(utxo.tx_id), utxo.index) for utxo in order.utxos]
+    own = [(bytes.fromhex(utxo.tx_id), utxo.index) for utxo in order.utxos]
     asked = replace(
         step,
         step=order.step,
+        inputs=tuple(sorted(own)),
         output=order.output,
         others=(*order.payouts, *((order.own, *value[1:]) for value in step.others[len(order.payouts) :])),
         start_slot=order.start_slot,
@@ -172,16 +173,18 @@ def _check(order: StepOrder, step: ChannelStep) -> None:
         units=_UNITS[order.step],
     )
     if order.channel is not None:
-        values.append(order.channel[1].value)
+        channel_input, channel = order.channel
+        values.append(channel.value)
+        inputs = sorted([*own, channel_input])
         asked = replace(
             asked,
-            inputs=tuple(sorted([*inputs, order.channel[0]])),
-            collateral=(inputs[0],),
-            channel_input=order.channel[0],
+            inputs=tuple(inputs),
+            collateral=(own[0],),
+            channel_input=channel_input,
             collateral_return=(order.own, nonce.lovelace - step.most_collateral, {}),
             reference_inputs=(order.reference,) if order.reference else (),
             script=None if order.reference else order.script,
-            script_data_hash=_script_data_hash(order, sorted([*inputs, order.channel[0]]).index(order.channel[0])),
+            script_data_hash=_script_data_hash(order, inputs.index(channel_input)),
         )
     wrong = [one.name for one in fields(step) if getattr(step, one.name) != getattr(asked, one.name)]
     left = ({LOVELACE: lovelace, **tokens} for _, lovelace, tokens in step.others)

@@ -265,7 +265,7 @@ def _step(raw: bytes) -> ChannelStep:
     body, body_end = _body(raw, 1)
     step, index, units, script, end = _witnesses(raw, body_end)
     _require(raw[end:] == b"\xf5\xf6", "it ends in true and null, without trailing bytes")
-    needed = _OPEN_FIELDS if step == "open" else _SCRIPT_FIELDS | (set() if script else {18})
+    needed = _OPEN_FIELDS if step == "open" else _SCRIPT_FIELDS | ({18} if script is None else set())
     _require(
         body.keys() == needed | ({8} if step == "elapse" else set()), "the body has other fields than its shape"
     )
