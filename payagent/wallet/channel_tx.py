@@ -9,8 +9,10 @@ Never: pycardano, I/O, a clock; trusts a script: the caller compares `script_has
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -21,17 +23,18 @@ from payagent.wallet.tx_decode import (
     ARRAY,
     MAP,
     NUMBER,
+    Reader,
     Undecodable,
     read_bytes,
     read_fixed,
     read_head,
     read_inputs,
+    read_items,
     read_output,
     read_set,
     read_value,
 )
 
-CHANNEL_STEPS = ("open", "add", "close", "end", "elapse", "mutual")
 STAGES = ("opened", "closed", "settled")
 
 REDEEMERS: Mapping[str, bytes] = MappingProxyType(
@@ -49,6 +52,21 @@ _SCRIPT_ADDRESS = b"\x70"  # CIP-19 type 7 without a stake part, on a test netwo
 _OUTPUT_OVERHEAD_BYTES = 160
 _INPUTS_MAX = 3
 _OPEN_FIELDS, _SCRIPT_FIELDS = {0, 1, 2, 3}, {0, 1, 2, 3, 11, 13, 14, 16, 17}
+_UINT = rb"([\x00-\x17]|\x18.|\x19..|\x1a.{4}|\x1b.{8})"
+_NAME = b"(" + b"|".join(re.escape(cbor.head(2, size)) + b".{%d}" % size for size in range(33)) + b")"
+_DATUM = re.compile(
+    rb"\x9f\x58\x1c(.{28})\x9f\x58\x20(.{32})"
+    rb"(?:\xd8\x79\x80|\xd8\x7a\x9f\x58\x1c(.{28})" + _NAME + rb"\xff)"
+    rb"\x58\x20(.{32})\x58\x1c(.{28})\x58\x1c(.{28})" + _UINT + rb"\xff"
+    rb"(?:\xd8\x79\x9f" + _UINT + rb"\xff|\xd8\x7a\x9f" + _UINT + _UINT + rb"\xff|\xd8\x7b\x80)\xff",
+    re.DOTALL,
+)
+_STEP_OF = {data: step for step, data in REDEEMERS.items()}
+_REDEEMER = re.compile(
+    rb"(\xa1|\xa2)\x05\xa1\x82\x00" + _UINT + rb"\x82(" + b"|".join(map(re.escape, _STEP_OF)) + rb")\x82"
+    + _UINT + _UINT,
+    re.DOTALL,
+)  # fmt: skip
 _WIDE = 2**63  # the widest integers that a Closed datum and a value are planned for
 
 
@@ -88,6 +106,11 @@ class ChannelOutput:
     stage: ChannelStage
     lovelace: int
     tokens: int
+
+    @property
+    def value(self) -> dict[str, int]:
+        """Units by asset."""
+        return {LOVELACE: self.lovelace} | ({self.terms.asset: self.tokens} if self.tokens else {})
 
 
 TxRef = tuple[bytes, int]
@@ -192,10 +215,8 @@ def capacity(output: ChannelOutput, coins_per_utxo_byte: int) -> int:
 
 def opened(terms: ChannelTerms, units: int, coins_per_utxo_byte: int) -> ChannelOutput:
     """Return a new channel with `units` of its asset. With a token it holds exactly the reserve in lovelace."""
-    stage = ChannelStage("opened", 0, None)
-    if terms.asset == LOVELACE:
-        return ChannelOutput(terms, stage, units, 0)
-    return ChannelOutput(terms, stage, reserve(terms, coins_per_utxo_byte), units)
+    lovelace = 0 if terms.asset == LOVELACE else reserve(terms, coins_per_utxo_byte)
+    return added(ChannelOutput(terms, ChannelStage("opened", 0, None), lovelace, 0), units)
 
 
 def added(channel: ChannelOutput, units: int) -> ChannelOutput:
@@ -213,34 +234,16 @@ def closed(channel: ChannelOutput, ttl_ms: int) -> ChannelOutput:
 
 def decode_datum(datum: bytes) -> tuple[ChannelTerms, ChannelStage]:
     """Decode a channel's datum, in the encoding of `channel_datum` alone. Raises Undecodable."""
-    try:
-        terms, stage = _datum(datum)
-    except IndexError:
-        raise Undecodable("the datum ends early") from None
-    if channel_datum(terms, stage) != datum:
+    match = _DATUM.fullmatch(datum)
+    if match is None:
         raise Undecodable("the datum is not a channel's in canonical form")
-    return terms, stage
-
-
-def _datum(datum: bytes) -> tuple[ChannelTerms, ChannelStage]:
-    """Take the fields from where they must be. `decode_datum` compares all other bytes."""
-    asset, at = LOVELACE, 69
-    if datum[67] == 0x7A:
-        name, at = read_bytes(datum, 99, "the name of the channel's asset")
-        if len(name) > 32:
-            raise Undecodable("the name of the channel's asset is longer than 32 bytes")
-        asset, at = (datum[71:99] + name).hex(), at + 1
-    hashes = datum[at + 2 : at + 34], datum[at + 36 : at + 64], datum[at + 66 : at + 94]
-    close_period_ms, at = read_head(datum, at + 94, NUMBER, "the close period")
-    terms = ChannelTerms(datum[3:31], datum[34:66], asset, *hashes, close_period_ms)
-    name_of_stage = STAGES[(datum[at + 2] - 121) % 256]
-    if name_of_stage == "settled":
-        return terms, ChannelStage(name_of_stage, 0, None)
-    elapse_at_ms: int | None = None
-    subbed, at = read_head(datum, at + 4, NUMBER, "the taken units")
-    if name_of_stage == "closed":
-        elapse_at_ms, at = read_head(datum, at, NUMBER, "the time of elapse")
-    return terms, ChannelStage(name_of_stage, subbed, elapse_at_ms)
+    script_hash, tag, policy, name, iou_key, consumer, provider, *heads = match.groups()
+    numbers = [None if head is None else _number(head, 0)[0] for head in heads]
+    close_period_ms, opened_subbed, closed_subbed, elapse_at_ms = numbers
+    asset = LOVELACE if policy is None else (policy + read_bytes(name, 0, "the asset's name")[0]).hex()
+    terms = ChannelTerms(script_hash, tag, asset, iou_key, consumer, provider, close_period_ms or 0)
+    stage = "closed" if closed_subbed is not None else "settled" if opened_subbed is None else "opened"
+    return terms, ChannelStage(stage, opened_subbed or closed_subbed or 0, elapse_at_ms)
 
 
 def decode_step(raw: bytes) -> ChannelStep:
@@ -262,7 +265,10 @@ def _step(raw: bytes) -> ChannelStep:
     body, body_end = _body(raw, 1)
     step, index, units, script, end = _witnesses(raw, body_end)
     _require(raw[end:] == b"\xf5\xf6", "it ends in true and null, without trailing bytes")
-    _require_fields(step, body, script)
+    needed = _OPEN_FIELDS if step == "open" else _SCRIPT_FIELDS | ({18} if script is None else set())
+    _require(
+        body.keys() == needed | ({8} if step == "elapse" else set()), "the body has other fields than its shape"
+    )
     inputs, (output, others) = body[0], body[1]
     _require(len(inputs) <= _INPUTS_MAX, f"it has more than {_INPUTS_MAX} inputs")
     channel_input: TxRef | None = None
@@ -290,12 +296,6 @@ def _step(raw: bytes) -> ChannelStep:
         units=units,
         script_data_hash=body.get(11),
     )
-
-
-def _require_fields(step: str, body: Mapping[int, Any], script: bytes | None) -> None:
-    needed = _OPEN_FIELDS if step == "open" else _SCRIPT_FIELDS | ({18} if script is None else set())
-    _require(body.keys() - {8} == needed, "the body lacks a field of its shape, or has another")
-    _require((8 in body) == (step == "elapse"), "to elapse, and nothing else, has a first slot")
 
 
 def _require_shape(step: str, body: Mapping[int, Any]) -> None:
@@ -329,21 +329,15 @@ def _witnesses(buf: bytes, at: int) -> tuple[str, int, tuple[int, int], bytes | 
     """Read the redeemer, as step, the spent input's place and units, and the attached script."""
     if buf[at] == 0xA0:
         return "open", 0, (0, 0), None, at + 1
-    count, at = read_head(buf, at, MAP, "the witnesses")
-    _, at = read_fixed(buf, at, b"\x05\xa1\x82\x00", 0, "the witnesses do not begin with one spending redeemer")
-    index, at = read_head(buf, at, NUMBER, "the redeemer's index")
-    step = next((name for name, data in REDEEMERS.items() if buf.startswith(b"\x82" + data, at)), None)
-    if step is None:
-        raise Undecodable("the redeemer is not one of a step")
-    _, at = read_fixed(buf, at + 1 + len(REDEEMERS[step]), b"\x82", 0, "the redeemer has no units")
-    memory, at = read_head(buf, at, NUMBER, "the memory units")
-    cpu, at = read_head(buf, at, NUMBER, "the CPU units")
-    if count == 1:
-        return step, index, (memory, cpu), None, at
-    _require(count == 2, "there are other witnesses than a redeemer and a script")
-    _, at = read_fixed(buf, at, b"\x07" + cbor.TAGGED_SET + b"\x81", 0, "there is not one Plutus V3 script")
-    script, at = read_bytes(buf, at, "the script")
-    return step, index, (memory, cpu), script, at
+    match = _REDEEMER.match(buf, at)
+    if match is None:
+        raise Undecodable("the witnesses do not begin with one redeemer of a step")
+    index, memory, cpu = (_number(match[group], 0)[0] for group in (2, 4, 5))
+    script, at = None, match.end()
+    if match[1] == b"\xa2":
+        _, at = read_fixed(buf, at, b"\x07" + cbor.TAGGED_SET + b"\x81", 0, "there is not one Plutus V3 script")
+        script, at = read_bytes(buf, at, "the script")
+    return _STEP_OF[match[3]], index, (memory, cpu), script, at
 
 
 def _refs(buf: bytes, at: int) -> tuple[tuple[TxRef, ...], int]:
@@ -360,11 +354,8 @@ def _outputs(buf: bytes, at: int) -> tuple[tuple[ChannelOutput | None, tuple[Add
     if count and buf[at] == 0xA3:
         channel, at = _channel_output(buf, at)
         count -= 1
-    others = []
-    for _ in range(count):
-        other, at = _other(buf, at)
-        others.append(other)
-    return (channel, tuple(others)), at
+    others, at = read_items(buf, at, count, _other)
+    return (channel, others), at
 
 
 def _channel_output(buf: bytes, at: int) -> tuple[ChannelOutput, int]:
@@ -388,26 +379,23 @@ def _other(buf: bytes, at: int) -> tuple[AddressedValue, int]:
 
 def _signers(buf: bytes, at: int) -> tuple[tuple[bytes, ...], int]:
     count, at = read_set(buf, at, "the required signers")
-    signers = []
-    for _ in range(count):
-        key_hash, at = read_fixed(buf, at, b"\x58\x1c", 28, "a required signer is not of 28 bytes")
-        signers.append(key_hash)
+    signers, at = read_items(buf, at, count, partial(_fixed, b"\x58\x1c", 28))
     _require(len(set(signers)) == len(signers), "a required signer occurs twice")
-    return tuple(signers), at
+    return signers, at
 
 
 def _number(buf: bytes, at: int) -> tuple[int, int]:
-    return read_head(buf, at, NUMBER, "a number of the body")
+    return read_head(buf, at, NUMBER, "a number")
 
 
-def _hash(buf: bytes, at: int) -> tuple[bytes, int]:
-    return read_fixed(buf, at, b"\x58\x20", 32, "the script data hash is not of 32 bytes")
+def _fixed(head: bytes, size: int, buf: bytes, at: int) -> tuple[bytes, int]:
+    return read_fixed(buf, at, head, size, f"a hash is not of {size} bytes")
 
 
-_READERS: Mapping[int, Callable[[bytes, int], tuple[Any, int]]] = MappingProxyType(
+_READERS: Mapping[int, Reader] = MappingProxyType(
     {
-        0: _refs, 1: _outputs, 2: _number, 3: _number, 8: _number, 11: _hash, 13: _refs, 14: _signers, 16: _other,
-        17: _number, 18: _refs,
+        0: _refs, 1: _outputs, 2: _number, 3: _number, 8: _number, 11: partial(_fixed, b"\x58\x20", 32), 13: _refs,
+        14: _signers, 16: _other, 17: _number, 18: _refs,
     }
 )  # fmt: skip
 """How the body's fields are read, by Conway's keys. There is no network id (15)."""

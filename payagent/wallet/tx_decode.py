@@ -9,7 +9,11 @@ Never: `cbor_write`, pycardano, or anything that builds a plan.
 
 import hashlib
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Reader = Callable[[bytes, int], tuple[Any, int]]
+"""Reads an item at an offset, and returns it with the offset behind it."""
 
 NUMBER, BYTES, ARRAY, MAP = 0, 2, 4, 5
 _KINDS = {NUMBER: "an unsigned integer", BYTES: "a byte string", ARRAY: "an array", MAP: "a map"}
@@ -103,23 +107,30 @@ def read_set(buf: bytes, at: int, name: str) -> tuple[int, int]:
     return read_head(buf, at + 3, ARRAY, name)
 
 
-def read_inputs(buf: bytes, at: int) -> tuple[tuple[tuple[str, int], ...], int]:
-    count, at = read_set(buf, at, "the inputs")
-    inputs = []
+def read_items(buf: bytes, at: int, count: int, read: Reader) -> tuple[tuple[Any, ...], int]:
+    """Read `count` items in a row."""
+    items = []
     for _ in range(count):
-        tx_id, at = read_fixed(buf, at, _PAIR + _BYTES_32, 32, "an input is not a transaction id and an index")
-        index, at = read_head(buf, at, NUMBER, "an input's index")
-        inputs.append((tx_id.hex(), index))
-    return tuple(inputs), at
+        item, at = read(buf, at)
+        items.append(item)
+    return tuple(items), at
+
+
+def read_inputs(buf: bytes, at: int) -> tuple[tuple[tuple[str, int], ...], int]:
+    """Read a set of inputs."""
+    count, at = read_set(buf, at, "the inputs")
+    return read_items(buf, at, count, _input)
+
+
+def _input(buf: bytes, at: int) -> tuple[tuple[str, int], int]:
+    tx_id, at = read_fixed(buf, at, _PAIR + _BYTES_32, 32, "an input is not a transaction id and an index")
+    index, at = read_head(buf, at, NUMBER, "an input's index")
+    return (tx_id.hex(), index), at
 
 
 def _outputs(buf: bytes, at: int) -> tuple[tuple[DecodedOutput, ...], int]:
     count, at = read_head(buf, at, ARRAY, "the list of outputs")
-    outputs = []
-    for _ in range(count):
-        output, at = read_output(buf, at)
-        outputs.append(output)
-    return tuple(outputs), at
+    return read_items(buf, at, count, read_output)
 
 
 def read_output(buf: bytes, at: int) -> tuple[DecodedOutput, int]:
