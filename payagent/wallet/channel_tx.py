@@ -10,7 +10,7 @@ Never: pycardano, I/O, a clock; trusts a script: the caller compares `script_has
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -404,11 +404,3 @@ _READERS: Mapping[int, Reader] = MappingProxyType(
 def _require(is_met: bool, why: str) -> None:
     if not is_met:
         raise Undecodable(why)
-
-
-def add_witnesses(unsigned: bytes, witnesses: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Return the transaction signed: `witnesses` are public keys with their signatures of its id."""
-    _, at = _body(unsigned, 1)
-    signatures = b"".join(b"\x82" + cbor.byte_string(key) + cbor.byte_string(made) for key, made in witnesses)
-    key_witnesses = b"\x00" + cbor.TAGGED_SET + cbor.head(4, len(witnesses)) + signatures
-    return unsigned[:at] + bytes((unsigned[at] + 1,)) + key_witnesses + unsigned[at + 1 :]

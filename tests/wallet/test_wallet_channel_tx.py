@@ -122,7 +122,6 @@ class TestSteps:
         assert read == decode_step(raw)
         assert (read.step, read.output, read.ttl_slot) == (step, order.output, order.ttl_slot)
         assert len(read.inputs) == (1 if step == "open" else 2)
-        assert b"\x0f\x00" not in raw[:3]
 
     def test_the_collateral_is_the_nonce_utxo_and_a_failed_script_takes_little(
         self, built: Built, step: str
