@@ -313,10 +313,14 @@ def _make_keystore(
 def _make_hsm_keystore(settings: Settings, chosen: HsmChoices, undo: Undo) -> Header:
     """Find the keys in the HSM, after making them if that was chosen, try each, and write down which they are."""
     from payagent.signer.pkcs11_token import Pkcs11Token
+    from payagent.signer.token import TokenAway
 
     path, network = settings.data_dir / KEYSTORE_FILE, NETWORKS[settings.network]
-    token = Pkcs11Token(creation.hsm_of(chosen.uris), settings.keystore.environment, network)
-    token.log_in(chosen.pin, generate=chosen.generate)
+    try:
+        token = Pkcs11Token(creation.hsm_of(chosen.uris), settings.keystore.environment, network)
+        token.log_in(chosen.pin, generate=chosen.generate)
+    except TokenAway as away:  # a key or token that is not there: nothing waits for it here
+        raise Refused("keystore_invalid", f"{away.detail}. No wallet was made") from None
     for number in range(len(token.hsm.keys)):
         token.try_key(number)
     header = creation.create_hsm(path, token.hsm, network)

@@ -59,7 +59,7 @@ def test_another_host_makes_the_same_wallet_of_keys_that_exist(tmp_path: Path, h
 
 
 def test_a_wrong_pin_or_a_missing_key_leaves_nothing_behind(tmp_path: Path, hsm: SoftHsm) -> None:
-    assert init(tmp_path / "new", hsm).problem == "signer_away"
+    assert init(tmp_path / "new", hsm).problem == "keystore_invalid"
     write_private(hsm.pin_file, "another PIN")
     result = init(tmp_path / "new", hsm, "--generate")
     assert (result.problem, "another PIN" in result.err) == ("keystore_invalid", False)
