@@ -26,7 +26,7 @@ from nacl.exceptions import CryptoError
 from payagent import seccomp
 from payagent.core.problems import Refused
 from payagent.signer.hardening import before_the_secret, require_parent
-from payagent.signer.messages import MESSAGE_BYTES_MAX, REFUSED, SIGNED, packed, signature_of
+from payagent.signer.messages import MESSAGE_BYTES_MAX, REFUSED, SIGNED, packed, signature_of, unpacked
 from payagent.wallet.keys import body_hash, key_hash
 
 HASH_BYTES, SIGNATURE_BYTES, PAUSE_MAX_S = 32, 64, 60.0
@@ -75,7 +75,7 @@ class TokenProcess:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, _LOOK_US))
 
     def signature(self, key: int, public_key: bytes, tx_id: bytes) -> bytes:
-        """Return a verified signature. The late answer to another request is dropped.
+        """Return a verified signature. The late answer to another request is dropped, unless it ends the process.
 
         Refused: `signer_away`; `keystore_invalid` if the HSM refuses the PIN; `signer_wrong`, then always.
         Raises OSError when the process has ended.
@@ -88,6 +88,10 @@ class TokenProcess:
             with suppress(BlockingIOError):
                 answer = self._socket.recv(MESSAGE_BYTES_MAX)
                 self._is_busy = False
+            if not self._is_busy and answer[HASH_BYTES:].startswith(REFUSED):
+                refused = unpacked(answer[HASH_BYTES + 1 :])
+                if refused.code == "keystore_invalid":
+                    raise refused
             if self._is_busy and time.monotonic() >= end_s:
                 raise TokenAway("signer_away", f"the HSM has not answered in {self._answer_s} s")
         signature = signature_of(answer[HASH_BYTES:])

@@ -27,7 +27,7 @@ from payagent.secret_file import SecretFile
 from payagent.signer import token as tokens
 from payagent.signer.client import AccountSigner, HsmOptions, SignerProcess, unlocked
 from payagent.signer.messages import unpacked
-from payagent.signer.token import TokenAway
+from payagent.signer.token import TokenAway, TokenRefused
 from payagent.wallet.transaction import TxPlan, check, select, send_all
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 from sim.signing import sign
@@ -258,6 +258,37 @@ def test_an_hsm_that_is_away_is_left_alone_for_a_pause(shim: SoftHsm, tmp_path: 
             assert refusal(account).code == "signer_away"
         assert shim.noted("sign") - before < 20
         assert process.problem is None
+
+
+class LateRefusal:
+    """An HSM that refuses its PIN after the signer has given up waiting."""
+
+    def __init__(self) -> None:
+        self.may_answer = threading.Event()
+
+    def keys(self) -> tuple[bytes, ...]:
+        return (bytes(32),)
+
+    def sign_hash(self, key: int, tx_id: bytes) -> bytes:
+        self.may_answer.wait()
+        raise TokenRefused("keystore_invalid", "the HSM says PinIncorrect")
+
+
+def test_a_pin_that_is_refused_too_late_is_told_to_the_next_request() -> None:
+    """Otherwise the signer would be restarted, and the PIN tried again and again."""
+    hsm = LateRefusal()
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    thread = threading.Thread(target=lambda: tokens.serve(its, lambda: hsm, hsm.keys()))
+    thread.start()
+    with ours, its:
+        ours.recv(100)
+        process = tokens.TokenProcess(ours, 1)
+        with pytest.raises(Refused, match="signer_away"):
+            process.signature(0, bytes(32), b"\1" * 32)
+        hsm.may_answer.set()
+        with pytest.raises(Refused, match="PinIncorrect"):
+            process.signature(0, bytes(32), b"\2" * 32)
+        thread.join()
 
 
 def test_a_pin_that_was_changed_meanwhile_is_tried_once_and_ends_the_signer(shim: SoftHsm, tmp_path: Path) -> None:
