@@ -19,7 +19,12 @@ TOKENS = [(bytes([policy]) * 28 + b"A" * name).hex() for policy in range(1, 9) f
 
 
 def stranger(
-    address: bytes, lovelace: int, _assets: Mapping[str, int], _datum_hash: bytes | None, number: int
+    address: bytes,
+    lovelace: int,
+    _assets: Mapping[str, int],
+    _datum_hash: bytes | None,
+    _script: bytes | None,
+    number: int,
 ) -> bytes:
     """A faucet transaction as the devnet makes it, plus what a stranger may put into its output."""
     rnd = Random(number * 7919 + lovelace)
