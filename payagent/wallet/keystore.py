@@ -189,11 +189,14 @@ def _is_hsm_keystore(document: dict[str, Any]) -> bool:
     return bool(
         document["version"] == VERSION_HSM
         and all(isinstance(document[name], str) for name in ("module", "token", "serial"))
+        and document["module"].startswith("/")
+        and document["module"].isprintable()
         and isinstance(keys, list)
         and keys
         and all(isinstance(key, dict) and set(key) == {"label", "id", "public_key"} for key in keys)
         and all(isinstance(text, str) for key in keys for text in key.values())
         and all(_is_hex(key["public_key"], 32) and _is_hex(key["id"], len(key["id"]) // 2) for key in keys)
+        and len({key["public_key"] for key in keys}) == len(keys)
         and document["address"]
         == enterprise_address(NETWORKS[document["network"]], bytes.fromhex(keys[0]["public_key"])).text
     )

@@ -90,7 +90,7 @@ def hsm_of(uris: Sequence[str]) -> Hsm:
 def _parts(uri: str) -> tuple[str, str, str]:
     """The token's label, the module's path and the key's label."""
     parts = re.fullmatch(r"pkcs11:token=([^;?&]+);object=([^;?&]+)\?module-path=(/[^;?&]+)", uri)
-    if parts is None:
+    if parts is None or not unquote(uri).isprintable():
         raise Refused("config_invalid", "--keystore: write pkcs11:token=TOKEN;object=KEY?module-path=/PATH")
     token, label, module = map(unquote, parts.groups())
     return token, module, label

@@ -71,6 +71,7 @@ def test_a_wrong_pin_or_a_missing_key_leaves_nothing_behind(tmp_path: Path, hsm:
     [
         "pkcs11:token=payagent;object=a",
         "pkcs11:token=payagent;object=a?module-path=relative.so",
+        "pkcs11:token=payagent;object=a?module-path=/a%00b",
         "pkcs11:token=payagent;object=a?module-path=/m.so&pin-value=1234",
         "softhsm",
     ],

@@ -1,5 +1,6 @@
 """Keys in an HSM: what its token process signs, how it fails and comes back, and what it cannot do."""
 
+import json
 import os
 import re
 import signal
@@ -192,6 +193,16 @@ def test_another_public_key_than_the_keystores_is_refused(hsm: SoftHsm, tmp_path
     path.write_text(text)
     why = no_start(hsm, path)
     assert (why.code, why.detail) == ("keystore_invalid", "key payagent-2 is another one than in keystore.json")
+
+
+def test_one_key_for_two_accounts_is_refused(hsm: SoftHsm, tmp_path: Path) -> None:
+    """Both accounts would count the same UTxOs as their own."""
+    path = tmp_path / "keystore.json"
+    hsm.keystore(path, "payagent-1")
+    document = json.loads(path.read_text())
+    document["keys"] *= 2
+    path.write_text(json.dumps(document))
+    assert no_start(hsm, path, 2).code == "keystore_invalid"
 
 
 def test_two_keys_of_one_label_are_refused(hsm: SoftHsm, tmp_path: Path) -> None:
