@@ -25,11 +25,15 @@ class OutputRow:
 
 @dataclass(frozen=True, slots=True)
 class IntentPart:
-    """A payment's intent. `is_first`: nothing was signed for it before this payment."""
+    """A payment's intent. `is_first`: nothing was signed for it before this payment.
+
+    `origin`: the merchant's; empty for a transfer.
+    """
 
     id: str
     request_id: str
     is_first: bool
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,11 @@ class PaymentRow:
     problem: ProblemPart
     prepaid: PrepaidPart
     is_noted: bool = True  # False while the signer's own record lacks the attempt; its proof must not leave yet
+
+    @property
+    def is_channel_step(self) -> bool:
+        """Whether it opens, changes or ends a channel: a transfer with a merchant."""
+        return self.invoice.seq is None and self.intent.origin != ""
 
     @property
     def shown_by(self) -> str:

@@ -7,6 +7,8 @@ Debits are positive. The accounts:
 - `merchant:ORIGIN`: spent at a merchant.
 - `prepaid:ORIGIN`: paid to a merchant for later use. A `use` moves units to
   `merchant:ORIGIN`, a `use_reversed` back.
+- `channel:ORIGIN`: locked in a channel at a merchant, less what its vouchers promise. A `use` moves what a voucher
+  adds to `merchant:ORIGIN`.
 - `external`: the source of deposits and the target of the operator's transfers.
 
 Entries are append-only; a rollback adds the reverse entry. When nothing is in flight, wallet + held equals the
@@ -60,6 +62,10 @@ def merchant_account(origin: str) -> str:
 
 def prepaid_account(origin: str) -> str:
     return f"prepaid:{origin}"
+
+
+def channel_account(origin: str) -> str:
+    return f"channel:{origin}"
 
 
 def spending_account(origin: str | None, is_prepaid: bool) -> str:
@@ -129,11 +135,20 @@ def post(hold: Units, spent: Units, fee_lovelace: int, account: str, of: int = 0
 
 def use(origin: str, units: Units) -> Entry | None:
     """Move prepaid units to spent. Negative units move back. None if nothing moves."""
+    return _use(prepaid_account(origin), origin, units)
+
+
+def use_channel(origin: str, units: Units) -> Entry | None:
+    """Move units of a channel to spent, as a voucher promises them. As `use`."""
+    return _use(channel_account(origin), origin, units)
+
+
+def _use(source: str, origin: str, units: Units) -> Entry | None:
     moved = {asset: n for asset, n in units.items() if n}
     if not moved:
         return None
     kind: Kind = "use" if all(n > 0 for n in moved.values()) else "use_reversed"
-    return _transfer(kind, prepaid_account(origin), merchant_account(origin), moved)
+    return _transfer(kind, source, merchant_account(origin), moved)
 
 
 def post_reversed(entry: Entry) -> Entry:

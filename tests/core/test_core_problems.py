@@ -62,6 +62,7 @@ def test_a_callers_or_operators_mistake_never_says_to_tell_the_merchant(code: st
 
 
 NO_AGENT_MEETS = {
+    "channel_unoffered",
     *(
         "already_decided",
         "already_exists",

@@ -313,7 +313,7 @@ def test_what_ledgers_have_changes_only_by_a_migration() -> None:
     later = "\n".join((VIEWS, *(trigger.sql for trigger in TRIGGERS)))
     found = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in (TABLES, later)]
     assert (newest_migration(), found) == (
-        "m002_guards",
+        "m003_channels",
         ["a451045756c9aaac", "2891f8f7049e5ca5"],
     ), "add a migration, then change this line"
 

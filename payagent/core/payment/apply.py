@@ -174,6 +174,8 @@ def _post(payment: LoadedPayment, _event: Any) -> Iterator[Change]:
     row = payment.row
     attempt = payment.require_attempt(row.attempt.tx_id)
     account = ledger.spending_account(row.invoice.origin, row.prepaid.pool_id is not None)
+    if row.is_channel_step:
+        account = ledger.channel_account(row.intent.origin)
     spent, fee_lovelace = spent_by(payment, attempt), row.attempt.fee_lovelace or 0
     entry = ledger.post(payment.held, spent, fee_lovelace, account, row.account)
     yield Book(entry, row.id, row.attempt.tx_id)

@@ -16,7 +16,7 @@ from functools import cache
 from sqlite_utils import Database, Migrations
 
 from payagent.core.problems import Refused
-from payagent.store.db.tables import TABLES, VIEWS
+from payagent.store.db.tables import CHANNEL_TABLES, TABLES, VIEWS
 from payagent.store.db.triggers import TRIGGERS
 
 
@@ -31,7 +31,17 @@ class Migration:
     postgresql: str
 
 
-MIGRATIONS = {"m001_schema": Migration(TABLES, ""), "m002_guards": Migration("", "")}
+def _for_postgresql(tables: str) -> str:
+    """New tables as PostgreSQL writes them."""
+    sql = re.sub("--.*\\n", "", tables).replace(" INTEGER", " BIGINT").replace(" STRICT", "")
+    return sql.replace(" TEXT", ' TEXT COLLATE "C"').strip().rstrip(";")
+
+
+MIGRATIONS = {
+    "m001_schema": Migration(TABLES, ""),
+    "m002_guards": Migration("", ""),
+    "m003_channels": Migration(CHANNEL_TABLES, _for_postgresql(CHANNEL_TABLES)),
+}
 """The migrations by name, oldest first. One without SQL only makes the triggers anew.
 
 PostgreSQL's tables are made from those of SQLite (`tables_now`).

@@ -658,6 +658,74 @@ def _iso_time(ms: str) -> str:
 
 # For people who read the file (ledger-views.md explains each column); our code reads none of them. Output totals
 # are summed in halves, since those of a refused invoice are unbounded: NULL if no column can hold the sum.
+CHANNEL_TABLES = """
+-- A channel at a merchant (core.channel.Channel). id: its tag. Amounts are in units of its asset.
+CREATE TABLE channels (
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  origin TEXT NOT NULL,
+  account INTEGER NOT NULL,
+  asset TEXT NOT NULL,
+  provider TEXT NOT NULL,
+  script_hash TEXT NOT NULL,
+  iou_key TEXT NOT NULL,
+  close_period_ms INTEGER NOT NULL,
+  pay_to TEXT NOT NULL,
+  created_at_ms INTEGER NOT NULL,
+  phase TEXT NOT NULL,
+  ref TEXT,
+  deposited INTEGER NOT NULL CHECK (deposited >= 0),
+  capacity INTEGER NOT NULL CHECK (capacity >= 0),
+  signed INTEGER NOT NULL CHECK (signed >= 0),
+  voucher TEXT,
+  voucher_amount INTEGER NOT NULL,
+  count INTEGER NOT NULL CHECK (count >= 0),
+  claimed INTEGER NOT NULL CHECK (claimed >= 0),
+  returned INTEGER NOT NULL,
+  elapse_at_ms INTEGER,
+  is_settled INTEGER NOT NULL,
+  is_count_known INTEGER NOT NULL,
+  is_used INTEGER NOT NULL,
+  problem TEXT,
+  updated_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX channels_live ON channels(origin) WHERE phase IN ('opening', 'open');
+CREATE INDEX channels_locked ON channels(phase) WHERE phase IN ('opening', 'open', 'closing');
+
+-- A payment of kind 'send' that opens, raises, closes or ends a channel. units: what it locks.
+CREATE TABLE channel_steps (
+  seq INTEGER PRIMARY KEY,
+  payment_id TEXT NOT NULL UNIQUE REFERENCES payments(id),
+  channel_id TEXT NOT NULL,
+  step TEXT NOT NULL CHECK (step IN ('open', 'add', 'close', 'end', 'elapse')),
+  units INTEGER NOT NULL,
+  is_booked INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX channel_steps_by_channel ON channel_steps(channel_id);
+
+-- A call that a channel pays (core.channel.ChannelCall). Its id is a payment's, but it has no transaction.
+CREATE TABLE channel_calls (
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  channel_id TEXT NOT NULL REFERENCES channels(id),
+  app_id TEXT NOT NULL REFERENCES apps(id),
+  intent_id TEXT NOT NULL REFERENCES intents(id),
+  channel_ref TEXT NOT NULL,
+  amount INTEGER NOT NULL CHECK (amount > 0),
+  price INTEGER NOT NULL CHECK (price > 0),
+  promised INTEGER NOT NULL CHECK (promised >= 0),
+  counted_at_ms INTEGER NOT NULL,
+  echo TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('promised', 'served', 'paid_not_served', 'void')),
+  charged INTEGER CHECK (charged >= 0),
+  created_at_ms INTEGER NOT NULL,
+  updated_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX channel_calls_of_intent ON channel_calls(intent_id) WHERE state <> 'void';
+CREATE UNIQUE INDEX channel_calls_unanswered ON channel_calls(channel_id) WHERE state = 'promised';
+CREATE INDEX channel_calls_by_channel ON channel_calls(channel_id, seq);
+"""
+
 VIEWS = f"""
 CREATE VIEW v_payments AS
 SELECT p.id AS payment, p.kind AS kind, p.state AS state, p.delivery AS delivery, v.origin AS merchant,

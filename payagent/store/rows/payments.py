@@ -68,7 +68,7 @@ _COLUMNS: Mapping[type, str] = {
        p.updated_at_ms, p.account""",
     IntentPart: """
        i.id, i.request_id, NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
-                                       WHERE q.intent_id = p.intent_id AND q.seq < p.seq) AS is_first""",
+                                       WHERE q.intent_id = p.intent_id AND q.seq < p.seq) AS is_first, i.origin""",
     InvoicePart: """
        p.invoice_seq AS seq, v.origin, v.dialect, v.invoice_id AS id, v.terms_hash, v.batch_target,
        v.expires_at_ms, COALESCE(v.proof, 'tx_hash') AS proof, COALESCE(v.merchant_submits, 0) AS merchant_submits,

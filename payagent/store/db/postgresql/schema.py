@@ -47,6 +47,9 @@ _OF_ATTEMPT = "(SELECT account FROM attempts WHERE tx_id = {row}.tx_id)"
 FENCED = {
     "attempts": "{row}.account",
     "block_observations": _OF_ATTEMPT,
+    "channels": "{row}.account",
+    "channel_calls": "(SELECT account FROM channels WHERE id = {row}.channel_id)",
+    "channel_steps": "(SELECT account FROM payments WHERE id = {row}.payment_id)",
     "external_spends": "{row}.account",
     "holds": "(SELECT account FROM payments WHERE id = {row}.payment_id)",
     "payments": "{row}.account",
