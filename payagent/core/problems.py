@@ -361,6 +361,13 @@ PROBLEMS: dict[str, Problem] = {
         "Lock more in it: payagent channels add ID --amount. Or close it, and open another.",
         agent="Only a person can lock more. Tell them which merchant it is.",
     ),
+    "channel_missing": Problem(
+        403,
+        6,
+        "The merchant sells by channel alone, and none is open",
+        "Open one: payagent channels open MERCHANT. It locks money, so read docs/how-to/pay-small-amounts.md first.",
+        agent="Only a person can open a channel. Tell them which merchant it is, or buy elsewhere.",
+    ),
     "channel_opening": Problem(
         503,
         8,

@@ -18,7 +18,13 @@ from payagent.core.origin import not_configured
 from payagent.core.policy import Limit, Scope, limits_of
 from payagent.core.retry_schedule import Ready
 from payagent.settings.loading import read_merchant
-from payagent.settings.schema import MerchantSettings, Settings
+from payagent.settings.schema import (
+    CHANNEL_SCRIPTS,
+    ChannelSettings,
+    MerchantChannelSettings,
+    MerchantSettings,
+    Settings,
+)
 from payagent.store.db.unit import Connection
 from payagent.store.rows import merchants
 from payagent.store.rows.merchants import MerchantRow
@@ -66,6 +72,9 @@ class MerchantConfig:
     auto_topup: AutoTopup | None = None
     prepaid_alert_below: int | None = None
     rules: MerchantRules = field(default_factory=MerchantRules)
+    channel: MerchantChannelSettings | None = None
+    """None: it is paid by no channel."""
+
     is_from_file: bool = True
     """Whether the config file has it. Otherwise it was added at run time."""
 
@@ -121,6 +130,9 @@ class AgentConfig:
     account: int = 0
     """The number of that account among the wallet's."""
 
+    channels: ChannelSettings | None = None
+    """None where channels are off. Its `scripts` are those that payagent trusts."""
+
     def rules(self, origin: str | None) -> MerchantRules:
         """The rules of a merchant; empty rules if it is not configured (any more)."""
         merchant = self.merchants.get(origin or "")
@@ -166,6 +178,7 @@ def merchant_config(name: str, merchant: MerchantSettings, api_key: str | None) 
         api_key=api_key,
         prepaid_alert_below=merchant.prepaid_alert_below,
         rules=rules_of(merchant),
+        channel=merchant.channel if merchant.channel.provider_keys else None,
         topup_request=TopupSource(topup.method, topup.path, topup.body) if topup.path else None,
         topup_per_day_lovelace=topup.per_day_lovelace,
         auto_topup=AutoTopup(unit, below, topup.auto_to[1], topup.auto_per_day_max) if below else None,
@@ -195,7 +208,13 @@ def file_config(settings: Settings, own: Address, keys: Mapping[str, str | None]
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
         approval_required_above=_approval_required_above(settings),
         approval_timeout_s=settings.approvals.timeout_s,
+        channels=_channels(settings),
     )
+
+
+def _channels(settings: Settings) -> ChannelSettings | None:
+    scripts = settings.channels.scripts or CHANNEL_SCRIPTS.get(settings.network, ())
+    return settings.channels.model_copy(update={"scripts": scripts}) if settings.channels.enabled else None
 
 
 def _approval_required_above(settings: Settings) -> dict[str, int]:
