@@ -365,7 +365,7 @@ PROBLEMS: dict[str, Problem] = {
         403,
         6,
         "The merchant sells by channel alone, and none is open",
-        "Open one: payagent channels open MERCHANT. It locks money, so read docs/how-to/pay-small-amounts.md first.",
+        "Open one: payagent channels open MERCHANT. See docs/how-to/pay-small-amounts.md first.",
         agent="Only a person can open a channel. Tell them which merchant it is, or buy elsewhere.",
     ),
     "channel_opening": Problem(
