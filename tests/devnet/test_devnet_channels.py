@@ -441,6 +441,13 @@ def test_honest_merchant_counts_and_answers_the_latest_voucher_again(caller: Cal
     assert error(caller.pay(3 * PRICE, channelId="00" * 32)) == "channel_not_found"
 
 
+@pytest.mark.parametrize("mood", [None, "count_above", "foreign_iou"])
+def test_a_voucher_of_an_amount_that_no_iou_has_is_refused(caller: Caller, mood: str | None) -> None:
+    caller.mood(mood)
+    for amount in ("-1", str(2**64), str(2**64 - 1)):
+        assert error(caller.pay(PRICE, maxClaimableAmount=amount)) == "payload"
+
+
 def test_script_is_served_and_referenced(caller: Caller) -> None:
     extra = caller.offer()["extra"]
     assert extra["scriptHash"] == SCRIPT_HASH.hex()
