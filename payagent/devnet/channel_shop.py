@@ -248,8 +248,7 @@ class ChannelShop:
             signed, signature = int(str(voucher["maxClaimableAmount"])), bytes.fromhex(str(voucher["signature"]))
         except (KeyError, ValueError):
             raise _Refused("payload") from None
-        if not 0 <= signed < _WIDE:
-            raise _Refused("payload")
+        _require(0 <= signed < 2**63, "payload")
         if mood == "old_record" and record is not None and record.before is not None:
             record = record.before
         record = record or SoldChannel(max(0, signed - price))
