@@ -16,6 +16,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from nacl import bindings
+from nacl.exceptions import BadSignatureError
+
 from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
 from payagent.wallet import cbor_write as cbor
@@ -158,6 +161,15 @@ def channel_tag(tx_id: bytes, index: int) -> bytes:
 def iou_message(tag: bytes, amount: int) -> bytes:
     """Return the bytes that an IOU signs. `amount` is cumulative, in smallest units."""
     return _list(cbor.byte_string(tag), cbor.uint(amount))
+
+
+def is_iou(iou_key: bytes, tag: bytes, amount: int, signature: bytes) -> bool:
+    """Whether the channel's own key signed an IOU for this amount."""
+    try:
+        bindings.crypto_sign_open(signature + iou_message(tag, amount), iou_key)
+    except (BadSignatureError, ValueError):
+        return False
+    return True
 
 
 def channel_datum(terms: ChannelTerms, stage: ChannelStage) -> bytes:

@@ -22,7 +22,7 @@ from kit.http import NO_TLS
 from kit.ledger import lay_ledger
 from payagent.agent.agent import Agent
 from payagent.agent.base.config import AgentConfig, MerchantConfig
-from payagent.agent.base.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.base.ports import Ports, Signatures, SystemClock, SystemRandomness
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.agent.chain_sync.recovery import Recovery
 from payagent.agent.chain_sync.sync import ChainSync
@@ -251,6 +251,7 @@ class World:
         record: SignerRecord | None = None,
         timeouts: Timeouts = PATIENT,
         writer: Writer | None = None,
+        make_signer: Callable[[Signer], Signatures] = InProcessSigner,
     ) -> AsyncIterator["Run"]:
         """One run of the agent. `providers` are base URLs by name, or providers; the default is the devnet alone.
 
@@ -268,7 +269,7 @@ class World:
             scopes = ["pay", "read", "operate", "approve"]
             await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
         ports = Ports(self.clock, SystemRandomness())
-        signs = InProcessSigner(signer or self.account.signer)
+        signs = make_signer(signer or self.account.signer)
         agent = Agent(terms(self.terms), ports, writer, readers, adapters, signs)
         recovery = None if record is None else Recovery(agent.context, record)
         try:
