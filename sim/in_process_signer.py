@@ -23,5 +23,6 @@ class InProcessSigner:
         return self._signer.sign(body, paid)
 
     async def channel(self, kind: str, **fields: object) -> bytes:
-        assert self._channels is not None, "it signs for no channels"
+        if self._channels is None:
+            raise TypeError("it signs for no channels")
         return self._channels.answer(json.dumps({kind: fields}).encode())
