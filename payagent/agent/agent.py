@@ -8,7 +8,7 @@ Never: HTTP, SQL, a clock of its own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.log import log
@@ -36,7 +36,6 @@ from payagent.store.db.unit import Unit
 
 if TYPE_CHECKING:
     from payagent.agent.channels.parts import ChannelParts
-    from payagent.agent.channels.promises import ChannelSigner
 
 
 class Agent:
@@ -63,11 +62,13 @@ class Agent:
         self.deliveries = Deliveries(context, self.lifecycle)
         self.prepaid_calls = PrepaidCalls(context, self.intake)
         self.channels: ChannelParts | None = None
-        """None where channels are off."""
+        """None where channels are off: then no module of theirs is imported."""
         if config.channels is not None:
-            from payagent.agent.channels.parts import ChannelParts
+            from payagent.agent.channels import parts
 
-            self.channels = ChannelParts(context, self.intake, self.lifecycle, cast("ChannelSigner", signer))
+            self.channels = parts.ChannelParts(
+                context, self.signing, self.lifecycle, self.submitter, signer, self.intake
+            )
 
     async def pay(
         self, payment_request: PaymentRequest, then: AfterAdmission | None = None

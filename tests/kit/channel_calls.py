@@ -30,16 +30,14 @@ from payagent.store.db.ceiling_file import CEILING_FILE, CeilingFile
 from payagent.store.db.committer import Checkpoint
 from payagent.store.rows import channels
 from payagent.wallet.keys import SoftwareSigner
-from sim.in_process_signer import InProcessSigner
 
 PRICE, TAG, DELAY_S = 1_000, "17" * 32, 900
 
 
-class OwnSigner(InProcessSigner):
-    """Signs as the signer's process does, vouchers too. `vouchers`: the amounts that it was asked for."""
+class OwnChannels(Channels):
+    """Signs as the signer's process does. `vouchers`: the amounts that it was asked for."""
 
     def __init__(self, world: World, provider: str) -> None:
-        super().__init__(world.account.signer)
         assert isinstance(world.account.signer, SoftwareSigner)
         rules = {
             "network": "cardano:devnet",
@@ -50,15 +48,16 @@ class OwnSigner(InProcessSigner):
         }
         caps = {"lovelace": 1000 * ADA}
         policy = Policy(world.account.address.raw, caps, caps, Clocks(lambda: 0, lambda: None))
-        self._channels = Channels(rules, world.account.signer, policy, Windows(rules))
+        super().__init__(rules, world.account.signer, policy, Windows(rules))
         self.vouchers: list[int] = []
         self.before_voucher: Callable[[int], None] = lambda _amount: None
 
-    async def channel(self, kind: str, **fields: Any) -> bytes:
+    def answer(self, request: bytes) -> bytes:
+        ((kind, fields),) = json.loads(request).items()
         if kind == "voucher":
             self.before_voucher(fields["amount"])
             self.vouchers.append(fields["amount"])
-        return self._channels.answer(json.dumps({kind: fields}).encode())
+        return super().answer(request)
 
 
 @dataclass
@@ -94,16 +93,11 @@ class Shop:
         own = MerchantChannelSettings(provider_keys=(self.provider,), **more)
         known = replace(self.world.terms.merchants[self.world.origin], channel=own)
         settings = ChannelSettings(enabled=True, scripts=(SCRIPT_HASH.hex(),))
-        signer = OwnSigner(self.world, self.provider)
         world = self.world
-
-        def signs(_signer: object) -> OwnSigner:
-            return signer
-
+        signer = world.channel_signer = OwnChannels(world, self.provider)
         async with world.run(
             checkpoint=checkpoint,
             terms=lambda given: replace(given, merchants={world.origin: known}, channels=settings),
-            make_signer=signs,
         ) as run:
             assert run.agent.channels is not None
             found = ChannelRun(self, run, signer, run.agent.channels.calls)
@@ -120,7 +114,7 @@ class ChannelRun:
 
     shop: Shop
     run: Run
-    signer: OwnSigner
+    signer: OwnChannels
     calls: ChannelCalls
 
     @property
@@ -135,7 +129,8 @@ class ChannelRun:
         """Put a channel on the chain and into the ledger, as its opening would have left it."""
         world, provider, tag = self.shop.world, bytes.fromhex(self.shop.provider), bytes.fromhex(TAG)
         own = world.account.address.raw[1:29]
-        key = await self.signer.channel("key", tag=TAG, asset="lovelace", provider=self.shop.provider)
+        asked = {"key": {"tag": TAG, "asset": "lovelace", "provider": self.shop.provider}}
+        key = self.signer.answer(json.dumps(asked).encode())
         datum = ChannelDatum(SCRIPT_HASH, tag, "lovelace", key, own, provider, DELAY_S * 1000, OPENED)
         output = b"\xa3\x00" + cbor.byte_string(SCRIPT_ADDRESS) + b"\x01" + cbor.head(cbor.UINT, lovelace)
         output += b"\x02\x82\x01\xd8\x18" + cbor.byte_string(datum.encode())

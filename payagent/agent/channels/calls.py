@@ -14,9 +14,11 @@ from dataclasses import replace
 from payagent.agent.base.call_views import CALL_DIALECT
 from payagent.agent.base.config import MerchantConfig
 from payagent.agent.base.log import log
+from payagent.agent.base.ports import Signatures
 from payagent.agent.base.requests import CallPlan, MerchantRequest, PaymentIntent, PaymentQuote, PaymentRequest
 from payagent.agent.channels.answers import CallAnswers, learn
-from payagent.agent.channels.promises import CallPromises, ChannelSigner
+from payagent.agent.channels.promises import CallPromises
+from payagent.agent.channels.steps import why_untrusted
 from payagent.agent.context import AgentContext
 from payagent.agent.pay.lookup import find_payment
 from payagent.agent.payments.intake import Intake
@@ -24,7 +26,6 @@ from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.core.aggregate import PaymentRow
 from payagent.core.channel import CallState, Channel, ChannelCall, ChannelPhase
 from payagent.core.invoice import Invoice, Output
-from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
 from payagent.dialects import parse_answer
 from payagent.dialects.x402_batch import ChannelOffer, read_channel_offers, voucher_headers
@@ -53,7 +54,7 @@ class ChannelCalls(CallAnswers):
         context: AgentContext,
         intake: Intake,
         lifecycle: PaymentLifecycle,
-        signer: ChannelSigner,
+        signer: Signatures,
         offers: dict[str, ChannelOffer],
         open_channel: Callable[[str, str], Awaitable[object]],
     ) -> None:
@@ -183,25 +184,14 @@ class ChannelCalls(CallAnswers):
 
     def _offer(self, merchant: MerchantConfig, payment_request: PaymentRequest) -> ChannelOffer | None:
         """The first offer of the 402 whose script, provider key, delay and asset the config trusts."""
-        own, config = merchant.channel, self._context.config.channels
         reading = self._intake.reading(merchant, payment_request, self._context.ports.clock.now_ms())
         try:
             offers = read_channel_offers(payment_request.response, reading)
         except Refused:
             return None
-        for offer in offers:
-            if (
-                own is not None
-                and config is not None
-                and offer.script_hash.hex() in config.scripts
-                and offer.provider.hex() in own.provider_keys
-                and offer.withdraw_delay_s <= own.withdraw_delay_max
-                and offer.asset == LOVELACE
-                and offer.price <= own.locked_max_lovelace
-            ):
-                self._offers[merchant.origin] = offer
-                return offer
-        return None
+        trusted = [one for one in offers if why_untrusted(self._context.config, merchant, one) is None]
+        self._offers[merchant.origin] = (*trusted, *offers)[0]
+        return next(iter(trusted), None)
 
     def _is_exact(self, merchant: MerchantConfig, payment_request: PaymentRequest) -> bool:
         """Whether the 402 can be paid without a channel too."""

@@ -1,25 +1,36 @@
-"""Builds what pays by channels, for one account. `Agent` has it where channels are on.
+"""The parts of channels, for one agent. `Agent` imports this only where channels are on.
 
-Never: decides.
+Never: pays; signs.
 """
 
+from payagent.agent.base.ports import Signatures
 from payagent.agent.channels.calls import ChannelCalls
-from payagent.agent.channels.promises import ChannelSigner
+from payagent.agent.channels.follow import ChannelFollow
+from payagent.agent.channels.steps import ChannelSteps
 from payagent.agent.context import AgentContext
 from payagent.agent.payments.intake import Intake
 from payagent.agent.payments.lifecycle import PaymentLifecycle
-from payagent.core.problems import Refused
+from payagent.agent.payments.sign import PaymentSigner
+from payagent.agent.payments.submit import TxSubmitter
 from payagent.dialects.x402_batch import ChannelOffer
 
 
 class ChannelParts:
-    """`offers`: the latest trusted offer of each merchant."""
+    """What the agent does with channels.
+
+    `offers`: the latest offer of each merchant by origin. `steps` are an operator's, `follow` a pass's.
+    """
 
     def __init__(
-        self, context: AgentContext, intake: Intake, lifecycle: PaymentLifecycle, signer: ChannelSigner
+        self,
+        context: AgentContext,
+        signing: PaymentSigner,
+        lifecycle: PaymentLifecycle,
+        submitter: TxSubmitter,
+        signer: Signatures,
+        intake: Intake,
     ) -> None:
         self.offers: dict[str, ChannelOffer] = {}
-        self.calls = ChannelCalls(context, intake, lifecycle, signer, self.offers, self._open)
-
-    async def _open(self, app_id: str, origin: str) -> object:
-        raise Refused("channel_missing", f"no channel is open at {origin}")
+        self.steps = ChannelSteps(context, signing, submitter, signer, self.offers)
+        self.calls = ChannelCalls(context, intake, lifecycle, signer, self.offers, self.steps.open)
+        self.follow = ChannelFollow(context, lifecycle, self.steps)

@@ -11,8 +11,8 @@ import json
 from collections import defaultdict
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
 
+from payagent.agent.base.ports import Signatures
 from payagent.agent.base.requests import PaymentIntent
 from payagent.agent.channels.moves import move
 from payagent.agent.context import AgentContext
@@ -31,16 +31,10 @@ CEILING_CALLS = 100
 """How many calls the ceiling is ahead of the highest promise when it is written."""
 
 
-class ChannelSigner(Protocol):
-    """Signs for the channels of one account (signer.channels)."""
-
-    async def channel(self, kind: str, **fields: object) -> bytes: ...
-
-
 class CallPromises:
     """Promises calls, one at a time for each channel. `locks` are held around each change of a call."""
 
-    def __init__(self, context: AgentContext, signer: ChannelSigner) -> None:
+    def __init__(self, context: AgentContext, signer: Signatures) -> None:
         self._context, self._signer = context, signer
         self._ceilings: CeilingFile | None = None
         self._vouchers: dict[str, Voucher] = {}

@@ -205,7 +205,7 @@ class Admission:
         planned = self.planner.transfer(unit, plan, nonce_utxo, now_ms)
         self.rules.require_within_caps(planned.spend)
         if stored is None:
-            open_intent(unit, transfer, origin="", request=None, now_ms=now_ms)
+            open_intent(unit, transfer, origin=transfer.origin, request=None, now_ms=now_ms)
         executor.open_payment(
             unit,
             payment_id=transfer.ids.payment,
