@@ -247,13 +247,13 @@ async def test_the_ceiling_is_ahead_of_every_voucher_and_private(shop: Shop) -> 
     async with shop.run() as at:
 
         def look(amount: int) -> None:
-            assert amount <= at.calls._promises._ceilings.known[TAG]  # type: ignore[union-attr]
+            assert amount <= at.calls._ceilings.known[TAG]  # type: ignore[union-attr]
             assert file.stat().st_mode & 0o777 == 0o600
 
         at.signer.before_voucher = look
         await at.call()
         at.calls.stop()
-        assert file.read_text() == f'{{"{TAG}": {PRICE}}}'
+        assert file.read_text() == f'{{"{TAG}": {PRICE}}}\n'
 
 
 # --- moods

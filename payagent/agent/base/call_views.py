@@ -16,6 +16,7 @@ from payagent.core.aggregate import (
 )
 from payagent.core.channel import CallState, ChannelCall
 from payagent.core.payment.machine import Delivery, State
+from payagent.dialects.x402_batch import Voucher
 from payagent.store.db.unit import Connection
 from payagent.store.rows import channels, intents
 
@@ -30,10 +31,10 @@ _SEEN_AS = {
 
 
 class CallViews:
-    """One per daemon. `headers`: by call, the JSON of the headers with its signed voucher."""
+    """One per daemon. `signed`: by channel, its newest signed call, the voucher, and the headers as JSON."""
 
     def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
+        self.signed: dict[str, tuple[str, Voucher, str]] = {}
 
     def find(self, conn: Connection, call_id: str) -> PaymentRow | None:
         """The call as a payment. It is ready as soon as its voucher is signed."""
@@ -42,7 +43,9 @@ class CallViews:
 
     def _row(self, conn: Connection, call: ChannelCall) -> PaymentRow:
         channel, (state, delivery) = channels.channel(conn, call.channel), _SEEN_AS[call.state]
-        cost, headers = call.price if call.charged is None else call.charged, self.headers.get(call.id)
+        call_id, _, signed = self.signed.get(call.channel, ("", None, ""))
+        headers = signed if call_id == call.id else None
+        cost = call.price if call.charged is None else call.charged
         return PaymentRow(
             seq=call.seq,
             id=call.id,

@@ -343,13 +343,6 @@ class Payment(BaseModel):
         )
 
 
-def _spend(context: AgentContext, row: PaymentRow) -> dict[str, int]:
-    """A call takes its cost from the channel, and nothing from the wallet."""
-    if row.kind == CHANNEL_CALL:
-        return {output.asset: output.units for output in row.outputs}
-    return journal.left_wallet(context.conn, row.id)
-
-
 def shown_request(request: str | None) -> str | None:
     """Method and path of a stored request, without the query (it may hold a key) and the hash of its body."""
     return None if request is None else " ".join(priced_call(request))
@@ -448,7 +441,9 @@ class NamedPayment(Payment):
             merchant=context.config.merchant_name(row.invoice.origin),
             request=shown_request(intents.request_of(context.conn, row.intent.id)),
             purpose=events.purpose_of(context.conn, row.id),
-            spend=_spend(context, row),
+            spend=journal.left_wallet(context.conn, row.id)
+            if row.kind != CHANNEL_CALL
+            else {one.asset: one.units for one in row.outputs},
             **more,
         )
 
