@@ -1,18 +1,23 @@
 """Calls by channel against the devnet's merchant: each is charged once, and gets no other request's answer."""
 
 import asyncio
+import base64
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.agent import copied, put
-from kit.channel_calls import PRICE, TAG, Shop, channel_shop
+from kit.agent import ADA, copied, daily, put
+from kit.channel_calls import PRICE, TAG, ChannelRun, Shop, channel_shop
 
+from payagent.agent.base.requests import PaymentRequest
 from payagent.core.channel import CallState, ChannelPhase
 from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Scope
 from payagent.core.problems import Refused
-from payagent.store.rows import channels, limit_counters
+from payagent.dialects import HttpResponse, parse_response
+from payagent.store.rows import channels, limit_counters, pauses
 
 
 @pytest.fixture
@@ -300,8 +305,6 @@ async def test_a_status_alone_serves_and_leaves_the_count_to_be_asked_for(shop: 
         await at.call("/channel/0")
         row = await at.pay("/channel/1")
         at.get("/channel/1", at.headers(row))
-        from payagent.dialects import HttpResponse
-
         row, _ = await at.calls.take_answer(row.id, HttpResponse(200, {}, b""), is_delivered=True)
         assert (row.delivery, at.channel.is_count_known) == (Delivery.ACCEPTED, False)
         answer, _ = await at.call("/channel/2")
@@ -410,3 +413,107 @@ async def test_a_quote_names_the_price_without_a_fee_and_promises_nothing(shop: 
         quote = await at.run.agent.quote(at.ask())
         assert (quote.plan.fee_lovelace, quote.plan.spend, quote.refusal) == (0, {"lovelace": PRICE}, None)
         assert at.channel.signed == 0
+
+
+async def test_a_lower_count_with_a_forged_voucher_changes_nothing(shop: Shop) -> None:
+    async with shop.run() as at:
+        await at.call("/channel/0")
+        await at.call("/channel/1")
+        row = await at.pay("/channel/2")
+        shop.mood("old_record")
+        shown = at.get("/channel/2", at.headers(row))
+        required = json.loads(base64.b64decode(shown.headers["payment-required"]))
+        extra = required["accepts"][0]["extra"]
+        assert int(extra["channelState"]["chargedCumulativeAmount"]) < at.channel.count
+        extra["voucherState"]["signature"] = "5a" * 64
+        headers = {"PAYMENT-REQUIRED": base64.b64encode(json.dumps(required).encode()).decode()}
+        _, said = await at.calls.take_answer(row.id, parse_response(402, headers, b"{}"))
+        assert (at.channel.count, said.again_after_s) == (2 * PRICE, None)
+
+
+# --- the choice between `exact` and the channel
+
+
+def with_exact(at: ChannelRun, path: str = "/channel/a", **more: object) -> PaymentRequest:
+    """A 402 that offers both schemes."""
+    ask = at.ask(path, **more)
+    exact, required = (
+        json.loads(base64.b64decode(at.get(one).headers["payment-required"])) for one in ("/x402/report", path)
+    )
+    required["accepts"] += [entry | {"amount": str(2 * ADA)} for entry in exact["accepts"]]
+    headers = {"PAYMENT-REQUIRED": base64.b64encode(json.dumps(required).encode()).decode()}
+    return replace(ask, response=parse_response(402, headers, b"{}"))
+
+
+async def test_a_call_goes_by_the_open_channel_and_by_exact_without_one(shop: Shop) -> None:
+    shop.world.fund(50 * ADA, 50 * ADA)
+    async with shop.run(is_open=False) as at:
+        await at.run.run_pass()
+        exact, _ = await at.run.agent.pay(with_exact(at, idempotency_key="k"))
+        assert exact.kind == "invoice"
+        await at.open_channel()
+        assert (await at.run.agent.pay(with_exact(at, idempotency_key="k")))[0].id == exact.id
+        call, _ = await at.run.agent.pay(with_exact(at, "/channel/b"))
+        assert call.kind == "channel_call"
+        await at.show("/channel/b", call)
+        shop.mood(price=10 * ADA)
+        full, _ = await at.run.agent.pay(with_exact(at, "/channel/c"))
+        assert full.kind == "invoice"
+
+
+async def test_exact_waits_for_no_count_that_the_merchant_does_not_tell(shop: Shop) -> None:
+    shop.world.fund(50 * ADA)
+    async with shop.run() as at:
+        await at.run.run_pass()
+        await at.call("/channel/0")
+        lost = await at.pay("/channel/a")
+        await at.silence(lost)
+        shop.mood("busy")
+        row, _ = await at.run.agent.pay(with_exact(at, "/channel/b"))
+        assert row.kind == "invoice"
+        again, _ = await at.run.agent.pay(with_exact(at, "/channel/a"))
+        assert again.id == lost.id
+
+
+async def test_a_call_that_would_need_an_approval_goes_by_exact_or_is_refused(shop: Shop) -> None:
+    shop.world.fund(50 * ADA)
+    shop.world.terms = replace(shop.world.terms, approval_required_above={"lovelace": PRICE - 1})
+    async with shop.run() as at:
+        await at.run.run_pass()
+        with pytest.raises(Refused) as refused:
+            await at.pay()
+        assert refused.value.code == "approval_required"
+        row, _ = await at.run.agent.pay(with_exact(at))
+        assert (row.kind, row.state) == ("invoice", State.AWAITING_APPROVAL)
+        assert at.channel.signed == 0
+
+
+async def test_a_limit_counts_what_vouchers_add_and_refuses_the_call_above_it(shop: Shop) -> None:
+    shop.world.terms = replace(shop.world.terms, limits=daily(10 * PRICE, 3 * PRICE))
+    async with shop.run() as at:
+        for number in range(3):
+            await at.call(f"/channel/{number}")
+        with pytest.raises(Refused) as refused:
+            await at.pay("/channel/3")
+        assert (refused.value.code, at.channel.signed) == ("limit_exceeded", 3 * PRICE)
+
+
+async def test_a_paused_wallet_promises_nothing(shop: Shop) -> None:
+    async with shop.run() as at:
+        await at.run.context.write("pause", lambda unit: pauses.begin(unit, "app_test", "test", 1))
+        with pytest.raises(Refused) as refused:
+            await at.pay()
+        assert (refused.value.code, at.channel.signed) == ("paused", 0)
+
+
+async def test_a_channel_opens_by_itself_where_nothing_else_is_offered(shop: Shop) -> None:
+    shop.world.fund(50 * ADA, 50 * ADA)
+    async with shop.run(is_open=False, open="auto") as at:
+        await at.run.run_pass()
+        with pytest.raises(Refused) as refused:
+            await at.pay()
+        assert refused.value.code == "channel_opening"
+        await at.run.agent.submitter.drain(60)
+        await at.run.settle_down()
+        answer, _ = await at.call("/channel/a")
+        assert answer.json()["path"] == "/channel/a"
