@@ -8,6 +8,7 @@ Never: HTTP, SQL, a clock of its own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.log import log
@@ -33,6 +34,9 @@ from payagent.core.problems import Refused
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
 
+if TYPE_CHECKING:
+    from payagent.agent.channels.parts import ChannelParts
+
 
 class Agent:
     """The agent and its parts. Call all of them from one event loop."""
@@ -57,6 +61,14 @@ class Agent:
         self.decisions = Decisions(context, self.signing, self.submitter)
         self.deliveries = Deliveries(context, self.lifecycle)
         self.prepaid_calls = PrepaidCalls(context, self.intake)
+        self.channels: ChannelParts | None = None
+        """None where channels are off: then no module of theirs is imported."""
+        if config.channels is not None:
+            from payagent.agent.channels import parts
+
+            self.channels = parts.ChannelParts(
+                context, self.signing, self.lifecycle, self.submitter, signer, self.intake
+            )
 
     async def pay(
         self, payment_request: PaymentRequest, then: AfterAdmission | None = None
@@ -67,6 +79,8 @@ class Agent:
         `then` writes more into the commit that admits it.
         """
         now_ms = self.context.ports.clock.now_ms()
+        if self.channels is not None and (called := await self._pay_by_channel(self.channels, payment_request)):
+            return called
         try:
             merchant = self.context.config.merchant(payment_request.origin)
             offers = self.intake.offers(merchant, payment_request, now_ms)
@@ -98,6 +112,23 @@ class Agent:
                 self.utxo_pool.look_ahead(admitted.plan)
             return carried_out
 
+    async def _pay_by_channel(
+        self, parts: "ChannelParts", payment_request: PaymentRequest
+    ) -> tuple[PaymentRow, bool] | None:
+        """Promise a call, or find it. None: a payment pays for the request. Refused: as `ChannelCalls.pay`."""
+        now_ms = self.context.ports.clock.now_ms()
+        try:
+            return await parts.calls.pay(payment_request)
+        except Refused as refusal:
+            await self.intake.note_refusal(payment_request, refusal, None, now_ms)
+            raise visible_to_app(self.context.conn, payment_request.app_id, refusal) from None
+
+    def deliveries_of(self, payment_id: str) -> Deliveries:
+        """What records the deliveries of a payment, or of a call that a channel pays."""
+        if self.channels is not None and self.context.call(payment_id) is not None:
+            return self.channels.calls
+        return self.deliveries
+
     def existing(self, payment_request: PaymentRequest) -> PaymentRow | None:
         """The payment that `pay` would find without a commit. Refused: as `pay`."""
         now_ms = self.context.ports.clock.now_ms()
@@ -126,6 +157,8 @@ class Agent:
         Raises what `pay` would raise, and `invoice_already_paid` if a payment exists. A limit or a merchant rule
         comes back as the quote's `refusal`. A top-up waits for pending change, so its quote counts that change.
         """
+        if self.channels is not None and (quote := self.channels.calls.quote(payment_request)) is not None:
+            return quote
         now_ms = self.context.ports.clock.now_ms()
         offers = self.intake.offers(self.context.config.merchant(payment_request.origin), payment_request, now_ms)
         intent = self.intake.intent(payment_request, offers, now_ms)

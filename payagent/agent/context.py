@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.change_notifier import Changes
@@ -36,6 +36,9 @@ from payagent.store.load import load_row
 from payagent.store.rows import about, apps, attempts_and_utxos, fleet, limit_counters, merchants, onchain, pauses
 from payagent.store.rows.apps import AppRow
 from payagent.wallet.utxo_index import UtxoIndex
+
+if TYPE_CHECKING:
+    from payagent.agent.base.call_views import CallViews as _CallViews
 
 T = TypeVar("T")
 
@@ -83,6 +86,12 @@ class AgentContext:
         self.providers: Mapping[str, str | None] = {}
         """By name: why the last pass did not believe a provider; None if it did."""
         self.metrics: AgentMetrics = AgentMetrics() if front is None else front.metrics
+        self.calls: _CallViews | None = None if front is None else front.calls
+        """Calls that channels pay, as payments; None where channels are off."""
+        if config.channels is not None and self.calls is None:
+            from payagent.agent.base.call_views import CallViews
+
+            self.calls = CallViews()
         self._config_lock = asyncio.Lock()
         self._pending: dict[str, int] = {} if front is None else front._pending
         """Payments whose merchant answered "pending", with the height of the newest block at that time."""
@@ -129,8 +138,12 @@ class AgentContext:
         self.admission.take(self.config)
 
     def payment(self, payment_id: str) -> PaymentRow:
-        """The payment as it is now. Refused: `not_found`."""
-        return self.as_noted(load_row(self.conn, payment_id))
+        """The payment as it is now, or the call that a channel pays. Refused: `not_found`."""
+        return self.call(payment_id) or self.as_noted(load_row(self.conn, payment_id))
+
+    def call(self, payment_id: str) -> PaymentRow | None:
+        """The call of this id that a channel pays. None where channels are off: then nothing is read."""
+        return None if self.calls is None else self.calls.find(self.conn, payment_id)
 
     def as_noted(self, row: PaymentRow) -> PaymentRow:
         """The row with `is_noted`. False until the signer's record has its attempt: present no proof before."""

@@ -143,7 +143,9 @@ class ProofPresenter:
             raise self._unserved(self.answer)
         if end is End.USED_UP:
             return self._unserved(self.answer)
-        return FinalAnswer(self._marked(self.answer), self.payment["id"] if end is End.SERVED else None)
+        told = [pair for pair in self.answer.headers.multi_items() if pair[0] == "payment-response"]
+        receipt = {"headers": told} if self.payment["kind"] == "channel_call" else {}
+        return FinalAnswer(self._marked(self.answer), self.payment["id"] if end is End.SERVED else None, receipt)
 
     def _unserved(self, answer: httpx.Response) -> PayAgentError:
         """Build the error for an unserved payment, with the merchant's 402 as a field that no wallet pays."""

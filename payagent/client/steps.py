@@ -4,7 +4,7 @@ Never: I/O.
 """
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
@@ -78,8 +78,10 @@ Steps = Generator[Step, Any, T]
 class FinalAnswer:
     """The answer for the client.
 
-    `payment_id` is set if the payment counts as delivered once the last byte was read.
+    `payment_id` is set if the payment counts as delivered once the last byte was read. `receipt`: what the report
+    of it has beside the status.
     """
 
     answer: httpx.Response
     payment_id: str | None = None
+    receipt: Mapping[str, object] = field(default_factory=dict)

@@ -272,7 +272,7 @@ def _handed_on(
     """The answer for the program. Its last byte counts as the delivery of its payment."""
     answer, payment_id = final.answer, final.payment_id
     if payment_id is not None:
-        delivered = AskDaemon("POST", delivery_path(payment_id), {"status": answer.status_code})
+        delivered = AskDaemon("POST", delivery_path(payment_id), {"status": answer.status_code, **final.receipt})
         answer.stream = Begun((), watch(answer.stream, lambda: report(delivered)), answer.stream)
     return answer
 

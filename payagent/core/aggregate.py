@@ -15,6 +15,10 @@ Stage = Literal["approval", "payment"]
 """The stage of a hold: `approval` while a decision is pending, `payment` from the decision on."""
 
 
+CHANNEL_CALL = "channel_call"
+"""The kind of a call that a channel pays. It is seen as a payment, and has no transaction."""
+
+
 @dataclass(frozen=True, slots=True)
 class OutputRow:
     role: Role

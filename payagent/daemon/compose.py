@@ -172,6 +172,11 @@ class AccountJobs:
         context = held.agent.context
         recovery = Recovery(context, self._records[context.config.account])
         await recovery.begin()
+        if held.agent.channels is not None:
+            from payagent.store.db.ceiling_file import CEILING_FILE, CeilingFile
+
+            ceilings = CeilingFile(self._startup.settings.data_dir / CEILING_FILE)
+            await held.agent.channels.calls.start(self._merchants, ceilings)
         if is_first := context.config.account == 0:
             await take_targets(self._front.context, list(self.targets))
         scheduler = Scheduler(
@@ -193,6 +198,8 @@ class AccountJobs:
         scheduler, chats = self._running.pop(held)
         await end(*chats)
         await scheduler.stop()
+        if held.agent.channels is not None:
+            held.agent.channels.calls.stop()
 
     def heartbeat(self) -> tuple[str | None, bool]:
         """As `Heartbeat`, for the passes of all accounts."""

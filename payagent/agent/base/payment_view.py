@@ -3,8 +3,10 @@
 Never: I/O.
 """
 
+import json
+
 from payagent.agent.base.config import MerchantConfig
-from payagent.core.aggregate import PaymentRow
+from payagent.core.aggregate import CHANNEL_CALL, PaymentRow
 from payagent.core.payment.machine import WITHOUT_PROOF
 from payagent.dialects import ProofMaterial, proof_headers
 
@@ -23,6 +25,8 @@ def retry_headers(row: PaymentRow, merchant: MerchantConfig | None, wallet_addre
     """
     if row.attempt.tx_id is None or not has_proof(row) or row.invoice.dialect is None or row.invoice.id is None:
         return {}
+    if row.kind == CHANNEL_CALL:
+        return {**json.loads(row.invoice.echo or "{}"), "X-Request-Id": row.intent.request_id}
     configured = merchant.partner if merchant else None
     headers = proof_headers(
         row.invoice.dialect,

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from payagent.agent.base.prepaid import Buyer, TopupPart
 from payagent.core.findings import Reasons
@@ -69,6 +70,14 @@ class PaymentRequest:
         return None if invoice_id is None else f"invoice:{self.origin} {invoice_id}"
 
 
+class CallPlan(NamedTuple):
+    """What a call by channel may cost. It makes no transaction, so it has no fee and no size."""
+
+    spend: Mapping[str, int]
+    fee_lovelace: int = 0
+    size: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class PaymentQuote:
     """The cost of a payment now.
@@ -77,7 +86,7 @@ class PaymentQuote:
     """
 
     invoice: Invoice
-    plan: TxPlan
+    plan: TxPlan | CallPlan
     refusal: Refused | None
     reasons: Reasons = ()
 
@@ -148,9 +157,13 @@ class PaymentIntent(Intent):
 
 @dataclass(frozen=True, slots=True)
 class TransferRequest(Intent):
-    """A transfer that the operator or upkeep requests. Its intent has a fresh key if the caller gave none."""
+    """A transfer that the operator or upkeep requests. Its intent has a fresh key if the caller gave none.
+
+    `origin`: the merchant whose channel it opens, changes or ends.
+    """
 
     kind: str
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class Fleet:
 
     def deliveries(self, payment_id: str) -> Deliveries:
         """What records the deliveries of a payment."""
-        return self.front.agent.deliveries
+        return self.front.agent.deliveries_of(payment_id)
 
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
         """As `Decisions.approve`."""

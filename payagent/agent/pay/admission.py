@@ -88,8 +88,10 @@ class Admission:
         self.planner.chain.require_ready(now_ms)
         pool = _pool_of(unit, intent, self.planner.account, now_ms)
         intent_id = stored.id if stored else intent.ids.intent
+        if stored is not None and self.rules.config.channels is not None:
+            _require_no_call(unit, stored.id)
         if stored is None:
-            _open_intent(unit, intent, origin=invoice.origin, request=intent.request, now_ms=now_ms)
+            open_intent(unit, intent, origin=invoice.origin, request=intent.request, now_ms=now_ms)
         seq = recorded.seq if recorded else _add_invoice(unit, intent, intent_id)
         expires_at_ms = earlier(invoice.expires_at_ms, recorded.expires_at_ms if recorded else None)
         raised_codes = {"chain_not_ready", "merchant_in_flight_limit"} | ({"funds_pending"} if can_wait else set())
@@ -203,7 +205,7 @@ class Admission:
         planned = self.planner.transfer(unit, plan, nonce_utxo, now_ms)
         self.rules.require_within_caps(planned.spend)
         if stored is None:
-            _open_intent(unit, transfer, origin="", request=None, now_ms=now_ms)
+            open_intent(unit, transfer, origin=transfer.origin, request=None, now_ms=now_ms)
         executor.open_payment(
             unit,
             payment_id=transfer.ids.payment,
@@ -268,7 +270,16 @@ def _transfer_outputs(kind: str, plan: TxPlan) -> list[OutputRow]:
     ]
 
 
-def _open_intent(unit: Unit, requested: Intent, *, origin: str, request: str | None, now_ms: int) -> None:
+def _require_no_call(unit: Unit, intent_id: str) -> None:
+    """Refused: `channel_busy` if a channel began to pay for it meanwhile. A repeated request finds that call."""
+    from payagent.store.rows import channels
+
+    if (call := channels.call_for(unit.conn, intent_id)) is not None:
+        raise Refused("channel_busy", f"{call.id} is paying for it", payment=call.id)
+
+
+def open_intent(unit: Unit, requested: Intent, *, origin: str, request: str | None, now_ms: int) -> None:
+    """`request`: method, path and body hash; None for a transfer."""
     executor.open_intent(
         unit,
         intent_id=requested.ids.intent,

@@ -66,11 +66,12 @@ class Intake:
     ) -> tuple[Invoice, ...]:
         """The 402's offers, for a top-up only those that fit it. Refuses whatever is not understood in full."""
         return fitting(
-            read_offers(payment_request.response, self._reading(merchant, payment_request, now_ms)),
+            read_offers(payment_request.response, self.reading(merchant, payment_request, now_ms)),
             payment_request.topup,
         )
 
-    def _reading(self, merchant: MerchantConfig, payment_request: PaymentRequest, now_ms: int) -> Reading:
+    def reading(self, merchant: MerchantConfig, payment_request: PaymentRequest, now_ms: int) -> Reading:
+        """What reading a 402 of the merchant depends on."""
         return Reading(
             origin=merchant.origin,
             call=None if payment_request.request is None else payment_request.request.call(merchant.origin),

@@ -38,7 +38,7 @@ from payagent.api.models.base import (
 )
 from payagent.api.models.merchants import AgreedPrice, PinnedAddress
 from payagent.core import strict_json
-from payagent.core.aggregate import PaymentRow
+from payagent.core.aggregate import CHANNEL_CALL, PaymentRow
 from payagent.core.findings import Reasons
 from payagent.core.invoice import Proof, Role
 from payagent.core.payment.machine import ON_CHAIN, Delivery, State
@@ -51,6 +51,14 @@ from payagent.store.rows.events import EventRow
 _UNANSWERED = 504
 """The status reported when no answer came: a gateway's own status for a timeout (RFC 9110 15.6.5)."""
 _BUYER = ("x-partner", "x-wallet-address")
+
+VoucherName = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9a-f]{64}:[0-9]+$",
+        description="Of a call by channel: the channel, and the voucher's amount.",
+    ),
+]
 
 
 def _call_headers(value: object) -> dict[str, str]:
@@ -269,7 +277,7 @@ class Payment(BaseModel):
     """A payment. `headers` is exactly what the client adds to its retry, once the attempt is durable."""
 
     id: str
-    kind: Literal["invoice", "send", "split", "sweep"]
+    kind: Literal["invoice", "send", "split", "sweep", "channel_call"]
     app: Annotated[str, Field(description="The id of the app that requested it.")]
     state: State
     delivery: Delivery
@@ -279,7 +287,7 @@ class Payment(BaseModel):
     invoice_id: str | None
     outputs: list[PaymentOutput]
     fee: Units | None
-    tx_hash: Hex | None
+    tx_hash: Hex | VoucherName | None
     ttl_slot: int | None
     nonce_utxo: str | None
     proof: Proof
@@ -433,7 +441,9 @@ class NamedPayment(Payment):
             merchant=context.config.merchant_name(row.invoice.origin),
             request=shown_request(intents.request_of(context.conn, row.intent.id)),
             purpose=events.purpose_of(context.conn, row.id),
-            spend=journal.left_wallet(context.conn, row.id),
+            spend=journal.left_wallet(context.conn, row.id)
+            if row.kind != CHANNEL_CALL
+            else {one.asset: one.units for one in row.outputs},
             **more,
         )
 

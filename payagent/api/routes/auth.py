@@ -133,7 +133,7 @@ class Caller:
 
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see. Any other is `not_found`, whether it exists or not."""
-        row = payments.payment(self.context.conn, payment_id)
+        row = self.context.call(payment_id) or payments.payment(self.context.conn, payment_id)
         conn = self.context.conn
         if row is None or not (
             self.app.sees_all

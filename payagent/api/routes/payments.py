@@ -32,7 +32,7 @@ from payagent.api.routes.approvals import approval_field
 from payagent.api.routes.auth import APPROVE, BEARER, OPERATE, PAY, READ, AnyApp, Caller, Operator, need, sent
 from payagent.api.routes.params import Page, PaymentId, Since, Until, Waiting, first_of, single_header
 from payagent.audit.receipt_form import Receipt
-from payagent.core.aggregate import PaymentRow
+from payagent.core.aggregate import CHANNEL_CALL, PaymentRow
 from payagent.core.origin import parse_origin
 from payagent.core.payment.machine import Delivery, State
 from payagent.core.problems import Refused
@@ -255,7 +255,9 @@ async def delivery(
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "reporting another app's delivery needs a token for operate", needs=OPERATE)
-    if row.kind != "invoice" or (row.attempt.tx_id is None and row.state is not State.REPLACING):
+    if row.kind not in ("invoice", CHANNEL_CALL) or (
+        row.attempt.tx_id is None and row.state is not State.REPLACING
+    ):
         raise Refused("wrong_state", "the payment has no proof that can have been presented")
     deliveries = caller.fleet.deliveries(row.id)
     if isinstance(answer, str):

@@ -83,6 +83,18 @@ def locked_channels(conn: Connection, account: int | None = None) -> list[Channe
     )
 
 
+def followed_channels(conn: Connection, account: int) -> list[Channel]:
+    """Channels of an account that the chain may still change: locked, or ended by what a rollback may take."""
+    return find_all(
+        conn,
+        _channel,
+        f"{_CHANNEL} WHERE account = ? AND (phase IN {sql_list(*LOCKED)} OR id IN (SELECT s.channel_id "  # noqa: S608
+        "FROM channel_steps s JOIN payments p ON p.id = s.payment_id "
+        "WHERE s.step IN ('end', 'elapse') AND s.is_booked = 1 AND p.state <> 'settled')) ORDER BY seq",
+        (account,),
+    )
+
+
 def channels_page(conn: Connection, before_seq: int | None, limit: int) -> list[tuple[int, Channel]]:
     """Channels with their numbers, newest first."""
     return find_all(
@@ -108,6 +120,11 @@ def put(unit: Unit, row: Channel) -> None:
         f"UPDATE channels SET {', '.join(f'{name} = ?' for name in _NAMES)} WHERE id = ?",  # noqa: S608
         [*(int(value) if isinstance(value, bool) else value for value in values), row.id],
     )
+
+
+def doubt(unit: Unit, channel_id: str) -> None:
+    """The count is not known any more: the next voucher asks for it."""
+    unit.conn.execute("UPDATE channels SET is_count_known = 0 WHERE id = ?", (channel_id,))
 
 
 def add_step(unit: Unit, payment_id: str, channel_id: str, step: str, units: int) -> None:
@@ -160,6 +177,30 @@ def set_call(unit: Unit, call: ChannelCall, state: CallState, charged: int | Non
     return replace(call, state=state, charged=charged, updated_at_ms=now_ms)
 
 
+def promise_again(unit: Unit, call_id: str, amount: int, channel_ref: str, now_ms: int) -> None:
+    """Another voucher pays a call that no answer counts for."""
+    unit.conn.execute(
+        "UPDATE channel_calls SET amount = ?, channel_ref = ?, updated_at_ms = ? WHERE id = ?",
+        (amount, channel_ref, now_ms, call_id),
+    )
+
+
+def is_newest(conn: Connection, call: ChannelCall) -> bool:
+    """Whether its channel has promised no other call since."""
+    newest = number(conn, "SELECT MAX(seq) FROM channel_calls WHERE channel_id = ?", (call.channel,))
+    return newest == call.seq
+
+
+def exact_fees_since(conn: Connection, origin: str, since_ms: int) -> int:
+    """Fees in lovelace of the payments to a merchant that were made since a time."""
+    return number(
+        conn,
+        "SELECT COALESCE(SUM(a.fee_lovelace), 0) FROM payments p JOIN attempts a ON a.tx_id = p.tx_id "
+        "WHERE p.kind = 'invoice' AND p.origin = ? AND p.created_at_ms >= ?",
+        (origin, since_ms),
+    )
+
+
 def call(conn: Connection, call_id: str) -> ChannelCall | None:
     return find_one(conn, _call, f"{_CALL} WHERE id = ?", (call_id,))
 
@@ -172,7 +213,12 @@ def call_of_intent(conn: Connection, app_id: str, key: str) -> tuple[str, str, C
     ).fetchone()
     if row is None:
         return None
-    return row[0], row[1], find_one(conn, _call, f"{_CALL} WHERE intent_id = ? AND state <> 'void'", (row[0],))
+    return row[0], row[1], call_for(conn, row[0])
+
+
+def call_for(conn: Connection, intent_id: str) -> ChannelCall | None:
+    """The call of an intent that is not void."""
+    return find_one(conn, _call, f"{_CALL} WHERE intent_id = ? AND state <> 'void'", (intent_id,))
 
 
 def unanswered_call(conn: Connection, channel_id: str) -> ChannelCall | None:

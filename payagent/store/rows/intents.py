@@ -60,6 +60,11 @@ def _intent(intent_id: str, app_id: str, key: str, is_key_derived: int, *others:
     return IntentRow(intent_id, app_id, key, bool(is_key_derived), *others)
 
 
+def request_id_of(conn: sqlite3.Connection, intent_id: str) -> str:
+    """The X-Request-Id of an intent's requests."""
+    return str(conn.execute("SELECT request_id FROM intents WHERE id = ?", (intent_id,)).fetchone()[0])
+
+
 def request_of(conn: sqlite3.Connection, intent_id: str) -> str | None:
     """The request that an intent buys: method, path and body hash, separated by spaces."""
     return find_one(conn, str, "SELECT request FROM intents WHERE id = ?", (intent_id,))

@@ -1,0 +1,513 @@
+"""Pays calls by vouchers, or leaves them to `exact`. Start with `ChannelCalls.pay` and `take_answer`.
+
+A call is promised in one commit (V1), then signed, then presented; another commit has its answer (V2). A voucher
+is deterministic, so after a crash the same one is signed again.
+
+A merchant knows a voucher by its amount alone. So a channel has one call without an answer at most. After silence
+and after a start, payagent first asks the merchant for its count, with a voucher for what is counted already. An
+answer to that is never delivered: it may be an earlier request's.
+
+Never: signs before the promise is durable; adopts a count that no voucher of ours covers.
+"""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+from payagent.agent.base.call_views import CALL_DIALECT
+from payagent.agent.base.config import MerchantConfig
+from payagent.agent.base.ports import Signatures
+from payagent.agent.base.requests import CallPlan, PaymentIntent, PaymentQuote, PaymentRequest
+from payagent.agent.channels.moves import move
+from payagent.agent.channels.steps import why_untrusted
+from payagent.agent.context import AgentContext
+from payagent.agent.pay.admission import open_intent
+from payagent.agent.pay.lookup import find_payment
+from payagent.agent.payments.deliveries import Deliveries
+from payagent.agent.payments.intake import Intake
+from payagent.agent.payments.lifecycle import PaymentLifecycle
+from payagent.core.aggregate import PaymentRow
+from payagent.core.changes import EndIntent
+from payagent.core.channel import (
+    CALLS,
+    EFFECTS,
+    CallEvent,
+    CallState,
+    Channel,
+    ChannelCall,
+    ChannelEvent,
+    ChannelPhase,
+    Close,
+    Corrected,
+    Promise,
+    Served,
+)
+from payagent.core.invoice import Invoice, Output
+from payagent.core.pay_and_retry import Answered, RetryVerdict
+from payagent.core.payment.machine import is_served
+from payagent.core.problems import Refused
+from payagent.core.retry_schedule import again_after_s
+from payagent.dialects import HttpResponse, parse_answer
+from payagent.dialects.x402_batch import (
+    ChannelOffer,
+    Voucher,
+    VoucherVerdict,
+    read_channel_offers,
+    read_charge,
+    read_correction,
+    read_voucher_answer,
+    voucher_headers,
+)
+from payagent.outbound.merchant_client import MerchantClient
+from payagent.store.db.ceiling_file import CeilingFile
+from payagent.store.db.unit import Connection, Unit
+from payagent.store.executor import write
+from payagent.store.rows import apps, channels, limit_counters, pauses
+from payagent.wallet.channel_tx import is_iou
+
+TURN_S = 10.0
+"""How long a call waits for the answer to the one before it."""
+
+CHANNEL_COST_LOVELACE = 670_000
+"""The fees of a channel's opening and its end. `exact` is left for a channel once its fees of a day are more."""
+
+CEILING_CALLS = 100
+"""How many calls the ceiling is ahead of a promise when it is written."""
+
+_DAY_MS = 86_400_000
+_LEFT_TO_EXACT = (
+    *("approval_required", "channel_busy", "channel_disputed", "channel_full", "channel_missing"),
+    *("channel_opening", "merchant_timeout", "merchant_unreachable"),
+)
+_SAID = {
+    VoucherVerdict.SERVED: RetryVerdict.SERVED,
+    VoucherVerdict.RETRY: RetryVerdict.UNCLEAR,
+    VoucherVerdict.ADOPT: RetryVerdict.INVOICED,
+    VoucherVerdict.CLOSE: RetryVerdict.REFUSED,
+    VoucherVerdict.REFUSE: RetryVerdict.REFUSED,
+    VoucherVerdict.OTHER: RetryVerdict.OTHER,
+}
+
+
+class ChannelCalls(Deliveries):
+    """The calls of one account's channels, and their deliveries. `offers`: the latest of each merchant.
+
+    `ceilings` and `merchants`, which carries payagent's own questions, come with `start`.
+    """
+
+    def __init__(
+        self,
+        context: AgentContext,
+        intake: Intake,
+        lifecycle: PaymentLifecycle,
+        signer: Signatures,
+        offers: dict[str, ChannelOffer],
+        open_channel: Callable[[str, str], Awaitable[object]],
+    ) -> None:
+        super().__init__(context, lifecycle)
+        self._intake, self._signer, self._offers, self._open = intake, signer, offers, open_channel
+        self._signed: dict[str, tuple[str, Voucher, str]] = {} if context.calls is None else context.calls.signed
+        self._answered: set[str] = set()
+        """Calls whose last answer was final and counts for nothing."""
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._merchants: MerchantClient | None = None
+        self._ceilings: CeilingFile | None = None
+
+    async def start(self, merchants: MerchantClient, ceilings: CeilingFile) -> None:
+        """Take into account what an older ledger has forgotten, and sign again what has no answer yet."""
+        self._merchants, self._ceilings, account = merchants, ceilings, self._context.config.account
+
+        def job(unit: Unit, now_ms: int) -> None:
+            for channel in channels.locked_channels(unit.conn, account):
+                ceiling = min(ceilings.known.get(channel.id, 0), channel.capacity)
+                if ceiling > channel.signed and channel.phase is ChannelPhase.OPEN:
+                    channel = move(unit, channel, Promise(ceiling), now_ms)
+                if channel.signed:
+                    channels.doubt(unit, channel.id)
+
+        await self._context.write_at("channels_start", job)
+        for channel in channels.locked_channels(self._context.conn, account):
+            if (call := channels.unanswered_call(self._context.conn, channel.id)) is not None:
+                with suppress(Refused):  # its app gets the reason when it asks again
+                    await self._sign(call)
+
+    def stop(self) -> None:
+        """After the last call: the next start takes no more for promised than what was."""
+        if self._ceilings is not None:
+            own = channels.locked_channels(self._context.conn, self._context.config.account)
+            self._ceilings.write({**self._ceilings.known, **{one.id: one.signed for one in own}})
+
+    async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool] | None:
+        """Promise a call and return it as a payment, or find the one of its intent. None: `exact` pays it.
+
+        The bool is True for a new call. Refused as a payment is. If the merchant offers nothing but the channel,
+        also `channel_busy`, `channel_disputed`, `channel_full`, `channel_missing`, `channel_opening`.
+        """
+        merchant = self._context.config.merchants.get(payment_request.origin)
+        if merchant is None or merchant.channel is None or not _may_be_called(payment_request):
+            return None
+        try:
+            if (row := await self._repeated(payment_request)) is not None:
+                return row, False
+            chosen = self._choose(merchant, payment_request)
+            return None if chosen is None else await self._pay_in_turn(merchant, payment_request, *chosen)
+        except Refused as refusal:
+            if refusal.code not in _LEFT_TO_EXACT:
+                raise
+            is_exact = self._is_exact(merchant, payment_request)
+            if refusal.code == "channel_missing" and merchant.channel.open == "auto":
+                await self._open_if_worth_it(payment_request, is_exact=is_exact)
+            if not is_exact:
+                raise
+        return None
+
+    def quote(self, payment_request: PaymentRequest) -> PaymentQuote | None:
+        """What the call may cost; None if `exact` pays it."""
+        merchant, conn = self._context.config.merchants.get(payment_request.origin), self._context.conn
+        if merchant is None or merchant.channel is None or not _may_be_called(payment_request):
+            return None
+        with suppress(Refused):
+            if (chosen := self._choose(merchant, payment_request)) is not None:
+                offer, refused = chosen[0], None
+                intent, spend = self._intent(payment_request, *chosen), {offer.asset: offer.price}
+                try:
+                    self._require_allowed(conn, intent, offer, spend, self._context.ports.clock.now_ms())
+                except Refused as refusal:
+                    refused = refusal
+                return PaymentQuote(intent.invoice, CallPlan(spend), refused)
+        return None
+
+    # --- the choice
+
+    async def _repeated(self, payment_request: PaymentRequest) -> PaymentRow | None:
+        """The intent's call, with the same voucher as before. A void one has paid nothing and does not count."""
+        conn, key = self._context.conn, payment_request.key(None)
+        found = find_payment(conn, payment_request.app_id, key, payment_request.fingerprint)
+        found.require_no_conflict()
+        call = None if found.intent is None else channels.call_for(conn, found.intent.id)
+        if call is None:
+            return None
+        if call.state is not CallState.PROMISED and not channels.is_newest(conn, call):
+            name = "invoice_already_paid/same_intent" if call.state is CallState.SERVED else "paid_not_served"
+            raise Refused(name, f"{call.id} paid for it, and later calls followed", payment=call.id)
+        await self._sign(call)
+        return self._context.payment(call.id)
+
+    def _choose(
+        self, merchant: MerchantConfig, payment_request: PaymentRequest
+    ) -> tuple[ChannelOffer, Channel] | None:
+        """The offer, and the channel that can pay it. None: not offered on trusted terms, or paid already.
+
+        Refused: `channel_busy`, `channel_missing`, `channel_opening`, `channel_full`.
+        """
+        conn, name = self._context.conn, merchant.name
+        found = find_payment(conn, payment_request.app_id, payment_request.key(None))
+        if found.payment is not None or (offer := self._offer(merchant, payment_request)) is None:
+            return None
+        channel = channels.live_channel(conn, merchant.origin)
+        if channel is None and all(one.origin != merchant.origin for one in channels.locked_channels(conn)):
+            raise Refused("channel_missing", f"no channel is open at {name}")
+        terms = (offer.script_hash.hex(), offer.provider.hex(), offer.asset, offer.withdraw_delay_s * 1000)
+        if channel is None or channel.phase is not ChannelPhase.OPEN or _terms(channel) != terms:
+            raise Refused("channel_opening", f"the channel at {name} is opening, closing, or on other terms")
+        if channel.account != self._context.config.account:
+            raise Refused("channel_busy", f"another account has the channel at {name}")
+        if channel.room < offer.price:
+            raise Refused("channel_full", f"{channel.room} of {channel.id} are left, a call costs {offer.price}")
+        return offer, channel
+
+    def _offer(self, merchant: MerchantConfig, payment_request: PaymentRequest) -> ChannelOffer | None:
+        """The first offer of the 402 on whose terms money may be locked."""
+        reading = self._intake.reading(merchant, payment_request, self._context.ports.clock.now_ms())
+        try:
+            offers = read_channel_offers(payment_request.response, reading)
+        except Refused:
+            return None
+        trusted = [one for one in offers if why_untrusted(self._context.config, merchant, one) is None]
+        self._offers[merchant.origin] = (*trusted, *offers)[0]
+        return next(iter(trusted), None)
+
+    def _is_exact(self, merchant: MerchantConfig, payment_request: PaymentRequest) -> bool:
+        """Whether the 402 can be paid without a channel too."""
+        with suppress(Refused):
+            return bool(self._intake.offers(merchant, payment_request, self._context.ports.clock.now_ms()))
+        return False
+
+    async def _open_if_worth_it(self, payment_request: PaymentRequest, *, is_exact: bool) -> None:
+        """Open a channel. Without `exact` the call then waits for it: `channel_opening`."""
+        since_ms, origin = self._context.ports.clock.now_ms() - _DAY_MS, payment_request.origin
+        fees = channels.exact_fees_since(self._context.conn, origin, since_ms)
+        async with self._locks[origin]:
+            if channels.live_channel(self._context.conn, origin) is None:
+                if is_exact and fees <= CHANNEL_COST_LOVELACE:
+                    return
+                with suppress(*([Refused] if is_exact else [])):
+                    await self._open(payment_request.app_id, origin)
+        if not is_exact:
+            raise Refused("channel_opening", f"a channel at {origin} is being opened")
+
+    def _intent(self, payment_request: PaymentRequest, offer: ChannelOffer, channel: Channel) -> PaymentIntent:
+        invoice = Invoice(
+            *(CALL_DIALECT, channel.origin, channel.id, self._context.config.network.name),
+            outputs=(Output("pay_to", offer.pay_to, offer.asset, offer.price),),
+            expires_at_ms=None,
+            merchant_submits=True,
+            has_own_id=False,
+        )
+        return self._intake.intent(payment_request, (invoice,), self._context.ports.clock.now_ms())
+
+    # --- V1
+
+    async def _pay_in_turn(
+        self, merchant: MerchantConfig, payment_request: PaymentRequest, offer: ChannelOffer, channel: Channel
+    ) -> tuple[PaymentRow, bool]:
+        """Promise the call once the one before it has an answer, or its merchant has told the count."""
+        conn, loop = self._context.conn, asyncio.get_running_loop()
+        deadline_s = loop.time() + TURN_S
+        while True:
+            async with self._locks[channel.id]:
+                if (row := await self._repeated(payment_request)) is not None:
+                    return row, False
+                pending = channels.unanswered_call(conn, channel.id)
+                if pending is None or self._is_silent(merchant, pending):
+                    if pending is not None or not channels.channel(conn, channel.id).is_count_known:
+                        await self.probe(merchant, payment_request, offer, channel.id)
+                    intent = self._intent(payment_request, offer, channel)
+                    await self._promise(intent, offer, channels.channel(conn, channel.id))
+                    return self._context.payment(intent.ids.payment), True
+            left_s = deadline_s - loop.time()
+            if left_s <= 0 or not await self._context.changes.wait(pending.id, left_s):
+                raise Refused("channel_busy", f"{pending.id} has no answer yet")
+
+    def _is_silent(self, merchant: MerchantConfig, call: ChannelCall) -> bool:
+        """Whether no answer that counts is to come any more."""
+        waited_ms = self._context.ports.clock.now_ms() - call.updated_at_ms
+        return call.id in self._answered or not 0 <= waited_ms <= merchant.timeout_s * 1000
+
+    async def probe(
+        self, merchant: MerchantConfig, payment_request: PaymentRequest, offer: ChannelOffer, channel_id: str
+    ) -> None:
+        """Ask for the count, under the channel's lock, and decide the call without an answer by it.
+
+        The voucher is for what is counted, or for one call if that is nothing. Its answer is dropped.
+        Refused: `channel_busy` if the merchant does not tell, `channel_disputed`, `merchant_unreachable`.
+        """
+        context, request = self._context, payment_request.request
+        channel = channels.channel(context.conn, channel_id)
+        untold = Refused("channel_busy", f"{merchant.name} does not tell the count of its channel")
+        if request is None or self._merchants is None:
+            raise untold
+        voucher = await self._voucher(channel, channel.count or min(offer.price, channel.signed))
+        proof = voucher_headers(offer.echo, voucher, context.ports.new_id("int"))
+        reply = await self._merchants.call(
+            *(merchant.origin + request.path, request.method),
+            body=b"",
+            headers=merchant.own_headers(context.public_address) | proof,
+            timeout_s=merchant.timeout_s,
+        )
+        response = parse_answer(reply.status, reply.headers, reply.body or b"")
+        pending = channels.unanswered_call(context.conn, channel_id)
+        job = partial(_learn, channel_id=channel_id, response=response, voucher=voucher, is_over=True)
+        is_known = await context.write_at("probe", job, None if pending is None else pending.id)
+        if channels.channel(context.conn, channel_id).phase is not ChannelPhase.OPEN:
+            raise Refused("channel_disputed", f"payagent closes the channel at {merchant.name}")
+        if not is_known:
+            raise untold
+
+    async def _promise(self, intent: PaymentIntent, offer: ChannelOffer, channel: Channel) -> None:
+        """Promise a call under the channel's lock, after its ceiling is high enough, and sign its voucher."""
+        amount, ceilings = channel.count + offer.price, self._ceilings
+        if ceilings is not None and ceilings.known.get(channel.id, 0) < amount:
+            ceiling = min(amount + CEILING_CALLS * offer.price, channel.capacity)
+            ceilings.write({**ceilings.known, channel.id: ceiling})
+
+        def job(unit: Unit, now_ms: int) -> ChannelCall:
+            conn, fresh = unit.conn, channels.channel(unit.conn, channel.id)
+            apps.require_let_in(conn, intent.app_id, now_ms)
+            pauses.require_running(conn)
+            found = find_payment(conn, intent.app_id, intent.key, intent.fingerprint)
+            found.require_no_conflict()
+            if found.payment is not None or fresh.count != channel.count:
+                raise Refused("channel_busy", "another request was faster")
+            spend = {offer.asset: max(0, amount - fresh.signed)}
+            self._require_allowed(conn, intent, offer, spend, now_ms)
+            if found.intent is None:
+                open_intent(unit, intent, origin=fresh.origin, request=intent.request, now_ms=now_ms)
+            clock_ms = self._context.admission.rules.clock_ms(conn, now_ms)
+            limit_counters.count(unit, intent.app_id, fresh.origin, spend, clock_ms)
+            move(unit, fresh, Promise(amount), now_ms)
+            intent_id = intent.ids.intent if found.intent is None else found.intent.id
+            call = ChannelCall(
+                *(0, intent.ids.payment, fresh.id, intent.app_id, intent_id, fresh.ref or "", amount),
+                *(offer.price, spend[offer.asset], offer.echo, CallState.PROMISED, None, now_ms, now_ms),
+            )
+            channels.add_call(unit, call, clock_ms)
+            return call
+
+        await self._sign(await self._context.write_at("promise", job, intent.ids.payment))
+
+    def _require_allowed(
+        self, conn: Connection, intent: PaymentIntent, offer: ChannelOffer, spend: dict[str, int], now_ms: int
+    ) -> None:
+        """Check the caller's own limit against the price, and all others against what the voucher adds."""
+        rules, asset, most = self._context.admission.rules, offer.asset, intent.max_total_units
+        rules.require_merchant(intent.invoice.origin)
+        own = intent if most is None else replace(intent, max_total_units=most - offer.price + spend[asset])
+        rules.require_within_limits(conn, own, spend, asset, now_ms, fee="more by its voucher")
+        if reasons := rules.reasons(conn, intent, intent.invoice, {asset: offer.price}):
+            raise Refused("approval_required", f"{reasons[0].detail}; a call by channel waits for no approval")
+
+    async def _sign(self, call: ChannelCall) -> Voucher:
+        """Sign the voucher of a call that is durable. The same call always gets the same bytes."""
+        call_id, voucher, _ = self._signed.get(call.channel, ("", None, ""))
+        if voucher is None or (call_id, voucher.amount) != (call.id, call.amount):
+            voucher = await self._voucher(channels.channel(self._context.conn, call.channel), call.amount)
+            voucher = replace(voucher, channel_ref=call.channel_ref)
+            headers = voucher_headers(call.echo, voucher, call.intent_id)
+            self._signed[call.channel] = call.id, voucher, json.dumps(headers)
+        return voucher
+
+    async def _voucher(self, channel: Channel, amount: int) -> Voucher:
+        """Sign a voucher for an amount that is promised already. Refused as `signer.channels` does."""
+        names = {"tag": channel.id, "asset": channel.asset, "provider": channel.provider}
+        before = {"before": channel.voucher_amount, "iou": channel.voucher or ""}
+        signature = await self._signer.channel("voucher", **names, **before, amount=amount)
+        payer, key = self._context.config.own.payment_key_hash, bytes.fromhex(channel.iou_key)
+        return Voucher(bytes.fromhex(channel.id), channel.ref or "", payer, key, amount, signature)
+
+    # --- V2
+
+    async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
+        """The client has the answer: an intent with a derived key ends. `take_answer` has counted it before."""
+        ended = EndIntent(self._context.payment(payment_id).intent.id)
+        if is_served(http_status):
+            await self._context.write_at(
+                "delivery", lambda unit, now_ms: write(unit, (ended,), now_ms), payment_id
+            )
+        return self._context.payment(payment_id)
+
+    async def record_unanswered(self, payment_id: str, why: str) -> None:
+        """No answer came, so the count is not known. The same voucher may be presented again."""
+        channel_id = self._context.payment(payment_id).invoice.id or ""
+        await self._context.write("delivery", lambda unit: channels.doubt(unit, channel_id), payment_id)
+
+    async def take_answer(
+        self,
+        payment_id: str,
+        response: HttpResponse,
+        *,
+        shown_depth: int | None = None,
+        is_delivered: bool = False,
+        has_served: bool = False,
+    ) -> tuple[PaymentRow, Answered]:
+        """As `Deliveries.take_answer`. After a correction the call has another voucher: present that at once."""
+        context, (verdict, reason) = self._context, read_voucher_answer(response)
+        async with self._locks[context.payment(payment_id).invoice.id or ""]:
+            if (call := channels.call(context.conn, payment_id)) is None:
+                raise Refused("not_found", "there is no such call")
+            voucher = await self._sign(call)
+
+            def job(unit: Unit, now_ms: int) -> None:
+                if verdict is VoucherVerdict.SERVED:
+                    _serve(unit, call, response, voucher, now_ms)
+                elif call.state is CallState.PROMISED and verdict is not VoucherVerdict.RETRY:
+                    channels.doubt(unit, call.channel)
+                    _learn(unit, now_ms, channel_id=call.channel, response=response, voucher=voucher)
+                if verdict is VoucherVerdict.SERVED and is_delivered:
+                    write(unit, (EndIntent(call.intent_id),), now_ms)
+
+            await context.write_at("delivery", job, payment_id)
+            after = channels.call(context.conn, payment_id) or call
+            if after.amount != call.amount:
+                await self._sign(after)
+                return context.payment(payment_id), Answered(RetryVerdict.PENDING, reason, response.status, 0.0)
+        after_s = again_after_s(1) if verdict is VoucherVerdict.RETRY else None
+        if after_s is None:
+            self._answered.add(payment_id)
+        return context.payment(payment_id), Answered(_SAID[verdict], reason, response.status, after_s)
+
+
+def _may_be_called(payment_request: PaymentRequest) -> bool:
+    """Whether an intent is named by which a repeated request finds its call."""
+    return payment_request.topup is None and payment_request.key(None) is not None
+
+
+def _terms(channel: Channel) -> tuple[str, str, str, int]:
+    return channel.script_hash, channel.provider, channel.asset, channel.close_period_ms
+
+
+def _serve(unit: Unit, call: ChannelCall, response: HttpResponse, voucher: Voucher, now_ms: int) -> None:
+    """Count what a served call cost. Without a charge within its price the count is not known afterwards."""
+    channel, charged = channels.channel(unit.conn, call.channel), None
+    if call.state is CallState.SERVED:
+        return
+    with suppress(Refused):
+        charged = read_charge(response, voucher).units
+    is_above = charged is not None and charged > call.price
+    is_counted = call.state is CallState.PROMISED and (channel.phase, ChannelEvent.SERVE) in EFFECTS
+    if charged is not None and not is_above and is_counted:
+        move(unit, channel, Served(charged, voucher.signature.hex(), voucher.amount), now_ms)
+    else:
+        channels.doubt(unit, channel.id)
+    if state := CALLS.get((call.state, CallEvent.COUNT if is_above else CallEvent.SERVE)):
+        channels.set_call(unit, call, state, call.price if is_above else charged, now_ms)
+
+
+def _learn(
+    unit: Unit,
+    now_ms: int,
+    *,
+    channel_id: str,
+    response: HttpResponse,
+    voucher: Voucher,
+    is_over: bool = False,
+) -> bool:
+    """Adopt the merchant's count, if a voucher of ours covers it. False: it is not known.
+
+    A call without an answer is then decided: counted, or void if it `is_over`, or else promised anew. The channel
+    is closed if its merchant takes no more vouchers, or counts more than was ever signed.
+    """
+    (verdict, reason), channel = read_voucher_answer(response), channels.channel(unit.conn, channel_id)
+    if channel.phase is not ChannelPhase.OPEN:
+        return False
+    if verdict is VoucherVerdict.CLOSE:
+        move(unit, channel, Close(f"its merchant takes no more vouchers: {reason}"), now_ms)
+    if (shown := _shown(verdict, response, voucher)) is None:
+        return False
+    count, amount, signature = shown
+    is_ours = is_iou(voucher.iou_key, voucher.channel_id, amount, signature)
+    if not is_ours or not channel.claimed <= count <= amount:
+        if count > channel.signed:
+            why = f"its merchant counts {count}, and payagent has signed {channel.signed}"
+            move(unit, channel, Close(f"channel_disputed: {why}"), now_ms)
+        return False
+    channel = move(unit, channel, Corrected(count, signature.hex(), amount), now_ms)
+    if (call := channels.unanswered_call(unit.conn, channel_id)) is None:
+        return True
+    more = count - (call.amount - call.price)
+    if more > 0:
+        channels.set_call(unit, call, CALLS[call.state, CallEvent.COUNT], more, now_ms)
+    elif is_over:
+        channels.set_call(unit, call, CALLS[call.state, CallEvent.EXCLUDE], None, now_ms)
+    elif more < 0:
+        move(unit, channel, Promise(count + call.price), now_ms)
+        channels.promise_again(unit, call.id, count + call.price, channel.ref or "", now_ms)
+    else:
+        channels.doubt(unit, channel_id)
+    return True
+
+
+def _shown(verdict: VoucherVerdict, response: HttpResponse, voucher: Voucher) -> tuple[int, int, bytes] | None:
+    """The count that an answer shows, with the amount and the signature of the voucher that covers it."""
+    with suppress(Refused):
+        if verdict is VoucherVerdict.ADOPT:
+            correction = read_correction(response, voucher.channel_id)
+            return correction.state.count or 0, correction.signed, correction.signature
+        state = read_charge(response, voucher).state if verdict is VoucherVerdict.SERVED else None
+        if state is not None and state.count is not None:
+            return state.count, voucher.amount, voucher.signature
+    return None

@@ -1,0 +1,29 @@
+"""How much the vouchers of each channel may promise before this file is written again: `channels.json`.
+
+It is beside the keystore, and no backup has it. An older ledger has forgotten the last vouchers, and this file
+says how far they went at most.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from payagent.secret_file import make_secret_file, put_in_place
+
+CEILING_FILE = "channels.json"
+
+
+class CeilingFile:
+    """The file, read once: a sandboxed daemon cannot open what it created itself (`payagent.sandbox`)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.known: dict[str, int] = json.loads(path.read_bytes()) if path.exists() else {}
+
+    def write(self, ceilings: Mapping[str, int]) -> None:
+        """Replace the file, durably. Refused `config_invalid` if it cannot be written."""
+        new = self._path.with_name(f".{self._path.name}.new")
+        new.unlink(missing_ok=True)
+        make_secret_file(new, json.dumps(ceilings))
+        put_in_place(new, self._path)
+        self.known = dict(ceilings)
