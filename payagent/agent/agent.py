@@ -79,7 +79,11 @@ class Agent:
         `then` writes more into the commit that admits it.
         """
         now_ms = self.context.ports.clock.now_ms()
-        if self.channels is not None and (called := await self._pay_by_channel(self.channels, payment_request)):
+        if (
+            self.channels is not None
+            and then is None  # another daemon asks, which has no voucher of this one to show
+            and (called := await self._pay_by_channel(self.channels, payment_request))
+        ):
             return called
         try:
             merchant = self.context.config.merchant(payment_request.origin)

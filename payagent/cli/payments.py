@@ -263,7 +263,7 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
 
 
 def _delivery(payment: dict[str, Any]) -> str | None:
-    if payment["kind"] != "invoice" or payment["state"] in ("rejected", "denied"):
+    if payment["kind"] not in ("invoice", "channel_call") or payment["state"] in ("rejected", "denied"):
         return None
     return DELIVERIES_IN_WORDS.get(payment["delivery"], in_words(payment["delivery"]))
 

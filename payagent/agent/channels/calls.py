@@ -147,39 +147,28 @@ class ChannelCalls(Deliveries):
         The bool is True for a new call. Refused as a payment is. If the merchant offers nothing but the channel,
         also `channel_busy`, `channel_disputed`, `channel_full`, `channel_missing`, `channel_opening`.
         """
-        merchant = self._context.config.merchants.get(payment_request.origin)
-        if merchant is None or merchant.channel is None or not _may_be_called(payment_request):
-            return None
         try:
             if (row := await self._repeated(payment_request)) is not None:
                 return row, False
-            chosen = self._choose(merchant, payment_request)
-            return None if chosen is None else await self._pay_in_turn(merchant, payment_request, *chosen)
+            chosen = self._choose(payment_request)
+            return None if chosen is None else await self._pay_in_turn(payment_request, *chosen)
         except Refused as refusal:
-            if refusal.code not in _LEFT_TO_EXACT:
+            if refusal.code not in _LEFT_TO_EXACT or not await self._is_left_to_exact(payment_request, refusal):
                 raise
-            is_exact = self._is_exact(merchant, payment_request)
-            if refusal.code == "channel_missing" and merchant.channel.open == "auto":
-                await self._open_if_worth_it(payment_request, is_exact=is_exact)
-            if not is_exact:
-                raise
-        return None
+            return None
 
     def quote(self, payment_request: PaymentRequest) -> PaymentQuote | None:
         """What the call may cost; None if `exact` pays it."""
-        merchant, conn = self._context.config.merchants.get(payment_request.origin), self._context.conn
-        if merchant is None or merchant.channel is None or not _may_be_called(payment_request):
-            return None
-        with suppress(Refused):
-            if (chosen := self._choose(merchant, payment_request)) is not None:
-                offer, refused = chosen[0], None
-                intent, spend = self._intent(payment_request, *chosen), {offer.asset: offer.price}
-                try:
-                    self._require_allowed(conn, intent, offer, spend, self._context.ports.clock.now_ms())
-                except Refused as refusal:
-                    refused = refusal
-                return PaymentQuote(intent.invoice, CallPlan(spend), refused)
-        return None
+        quote: PaymentQuote | None = None
+        try:
+            if (chosen := self._choose(payment_request)) is not None:
+                _, offer, channel = chosen
+                intent, spend = self._intent(payment_request, offer, channel), {offer.asset: offer.price}
+                quote = PaymentQuote(intent.invoice, CallPlan(spend), None)
+                self._require_allowed(self._context.conn, intent, offer, spend, self._context.ports.clock.now_ms())
+        except Refused as refusal:
+            quote = None if quote is None else replace(quote, refusal=refusal)
+        return quote
 
     # --- the choice
 
@@ -194,31 +183,41 @@ class ChannelCalls(Deliveries):
         if call.state is not CallState.PROMISED and not channels.is_newest(conn, call):
             name = "invoice_already_paid/same_intent" if call.state is CallState.SERVED else "paid_not_served"
             raise Refused(name, f"{call.id} paid for it, and later calls followed", payment=call.id)
-        await self._sign(call)
+        if self._context.payment(call.id).account == self._context.config.account:
+            await self._sign(call)
         return self._context.payment(call.id)
 
-    def _choose(
-        self, merchant: MerchantConfig, payment_request: PaymentRequest
-    ) -> tuple[ChannelOffer, Channel] | None:
+    def account_at(self, origin: str) -> int | None:
+        """The account that has the live channel of a merchant."""
+        channel = channels.live_channel(self._context.conn, origin)
+        return None if channel is None else channel.account
+
+    def _choose(self, payment_request: PaymentRequest) -> tuple[MerchantConfig, ChannelOffer, Channel] | None:
         """The offer, and the channel that can pay it. None: not offered on trusted terms, or paid already.
 
+        A call is found again by its intent, so a request that names none is left to `exact`.
         Refused: `channel_busy`, `channel_missing`, `channel_opening`, `channel_full`.
         """
-        conn, name = self._context.conn, merchant.name
-        found = find_payment(conn, payment_request.app_id, payment_request.key(None))
-        if found.payment is not None or (offer := self._offer(merchant, payment_request)) is None:
+        conn, key = self._context.conn, payment_request.key(None)
+        merchant = self._context.config.merchants.get(payment_request.origin)
+        if merchant is None or merchant.channel is None or payment_request.topup is not None or key is None:
             return None
-        channel = channels.live_channel(conn, merchant.origin)
+        if find_payment(conn, payment_request.app_id, key).payment is not None:
+            return None
+        if (offer := self._offer(merchant, payment_request)) is None:
+            return None
+        channel, name = channels.live_channel(conn, merchant.origin), merchant.name
         if channel is None and all(one.origin != merchant.origin for one in channels.locked_channels(conn)):
             raise Refused("channel_missing", f"no channel is open at {name}")
-        terms = (offer.script_hash.hex(), offer.provider.hex(), offer.asset, offer.withdraw_delay_s * 1000)
-        if channel is None or channel.phase is not ChannelPhase.OPEN or _terms(channel) != terms:
-            raise Refused("channel_opening", f"the channel at {name} is opening, closing, or on other terms")
-        if channel.account != self._context.config.account:
-            raise Refused("channel_busy", f"another account has the channel at {name}")
+        if channel is None or channel.phase is not ChannelPhase.OPEN:
+            raise Refused("channel_opening", f"the channel at {name} is opening or closing")
+        terms = (channel.script_hash, channel.provider, channel.asset, channel.close_period_ms)
+        offered = (offer.script_hash.hex(), offer.provider.hex(), offer.asset, offer.withdraw_delay_s * 1000)
+        if terms != offered or channel.account != self._context.config.account:
+            raise Refused("channel_busy", f"the channel at {name} is on other terms, or of another account")
         if channel.room < offer.price:
             raise Refused("channel_full", f"{channel.room} of {channel.id} are left, a call costs {offer.price}")
-        return offer, channel
+        return merchant, offer, channel
 
     def _offer(self, merchant: MerchantConfig, payment_request: PaymentRequest) -> ChannelOffer | None:
         """The first offer of the 402 on whose terms money may be locked."""
@@ -231,24 +230,25 @@ class ChannelCalls(Deliveries):
         self._offers[merchant.origin] = (*trusted, *offers)[0]
         return next(iter(trusted), None)
 
-    def _is_exact(self, merchant: MerchantConfig, payment_request: PaymentRequest) -> bool:
-        """Whether the 402 can be paid without a channel too."""
-        with suppress(Refused):
-            return bool(self._intake.offers(merchant, payment_request, self._context.ports.clock.now_ms()))
-        return False
-
-    async def _open_if_worth_it(self, payment_request: PaymentRequest, *, is_exact: bool) -> None:
-        """Open a channel. Without `exact` the call then waits for it: `channel_opening`."""
-        since_ms, origin = self._context.ports.clock.now_ms() - _DAY_MS, payment_request.origin
-        fees = channels.exact_fees_since(self._context.conn, origin, since_ms)
-        async with self._locks[origin]:
-            if channels.live_channel(self._context.conn, origin) is None:
-                if is_exact and fees <= CHANNEL_COST_LOVELACE:
-                    return
-                with suppress(*([Refused] if is_exact else [])):
-                    await self._open(payment_request.app_id, origin)
-        if not is_exact:
-            raise Refused("channel_opening", f"a channel at {origin} is being opened")
+    async def _is_left_to_exact(self, payment_request: PaymentRequest, refusal: Refused) -> bool:
+        """Whether the 402 can be paid without a channel. One is opened first where the config says so."""
+        context, origin = self._context, payment_request.origin
+        merchant, now_ms = context.config.merchant(origin), context.ports.clock.now_ms()
+        try:
+            is_exact = bool(self._intake.offers(merchant, payment_request, now_ms))
+        except Refused:
+            is_exact = False
+        is_auto = merchant.channel is not None and merchant.channel.open == "auto"
+        if is_auto and refusal.code == "channel_missing":
+            fees = channels.exact_fees_since(context.conn, origin, now_ms - _DAY_MS)
+            async with self._locks[origin]:
+                is_worth_it = not is_exact or fees > CHANNEL_COST_LOVELACE
+                if is_worth_it and channels.live_channel(context.conn, origin) is None:
+                    with suppress(*([Refused] if is_exact else [])):
+                        await self._open(payment_request.app_id, origin)
+            if not is_exact:
+                raise Refused("channel_opening", f"a channel at {origin} is being opened")
+        return is_exact
 
     def _intent(self, payment_request: PaymentRequest, offer: ChannelOffer, channel: Channel) -> PaymentIntent:
         invoice = Invoice(
@@ -263,7 +263,7 @@ class ChannelCalls(Deliveries):
     # --- V1
 
     async def _pay_in_turn(
-        self, merchant: MerchantConfig, payment_request: PaymentRequest, offer: ChannelOffer, channel: Channel
+        self, payment_request: PaymentRequest, merchant: MerchantConfig, offer: ChannelOffer, channel: Channel
     ) -> tuple[PaymentRow, bool]:
         """Promise the call once the one before it has an answer, or its merchant has told the count."""
         conn, loop = self._context.conn, asyncio.get_running_loop()
@@ -407,8 +407,7 @@ class ChannelCalls(Deliveries):
         """As `Deliveries.take_answer`. After a correction the call has another voucher: present that at once."""
         context, (verdict, reason) = self._context, read_voucher_answer(response)
         async with self._locks[context.payment(payment_id).invoice.id or ""]:
-            if (call := channels.call(context.conn, payment_id)) is None:
-                raise Refused("not_found", "there is no such call")
+            call = channels.require_call(context.conn, payment_id)
             voucher = await self._sign(call)
 
             def job(unit: Unit, now_ms: int) -> None:
@@ -421,7 +420,7 @@ class ChannelCalls(Deliveries):
                     write(unit, (EndIntent(call.intent_id),), now_ms)
 
             await context.write_at("delivery", job, payment_id)
-            after = channels.call(context.conn, payment_id) or call
+            after = channels.require_call(context.conn, payment_id)
             if after.amount != call.amount:
                 await self._sign(after)
                 return context.payment(payment_id), Answered(RetryVerdict.PENDING, reason, response.status, 0.0)
@@ -429,15 +428,6 @@ class ChannelCalls(Deliveries):
         if after_s is None:
             self._answered.add(payment_id)
         return context.payment(payment_id), Answered(_SAID[verdict], reason, response.status, after_s)
-
-
-def _may_be_called(payment_request: PaymentRequest) -> bool:
-    """Whether an intent is named by which a repeated request finds its call."""
-    return payment_request.topup is None and payment_request.key(None) is not None
-
-
-def _terms(channel: Channel) -> tuple[str, str, str, int]:
-    return channel.script_hash, channel.provider, channel.asset, channel.close_period_ms
 
 
 def _serve(unit: Unit, call: ChannelCall, response: HttpResponse, voucher: Voucher, now_ms: int) -> None:

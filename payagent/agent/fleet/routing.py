@@ -75,13 +75,18 @@ class Routing:
         if part is not None and (topup := topups.find(conn, part.topup)) is not None:
             return [prepaid.pool(conn, topup.pool_id).account]
         if (intent := self._intent(payment_request)) is None:
-            return self.able()
+            return self._of_channel(payment_request.origin) or self.able()
         if (known := self.known_account(intent.app_id, intent.key)) is not None:
             return [known]
         needed = [(offer.asset, offer.total_units) for offer in intent.offers]
         if part is not None or any(is_batch(offer.batch_target) for offer in intent.offers):
             return await self._home(payment_request.origin, intent.buyer.partner, *needed)
-        return self.able(*needed)
+        return list(dict.fromkeys([*self._of_channel(payment_request.origin), *self.able(*needed)]))
+
+    def _of_channel(self, origin: str) -> list[int]:
+        """The account held here that has the merchant's channel: it may pay by a voucher."""
+        parts = self._front.agent.channels
+        return [account for account in self._leases.held if parts and parts.calls.account_at(origin) == account]
 
     def _intent(self, payment_request: PaymentRequest) -> PaymentIntent | None:
         """The purchase; None if its 402 is not understood, which any account refuses alike."""

@@ -205,15 +205,11 @@ def call(conn: Connection, call_id: str) -> ChannelCall | None:
     return find_one(conn, _call, f"{_CALL} WHERE id = ?", (call_id,))
 
 
-def call_of_intent(conn: Connection, app_id: str, key: str) -> tuple[str, str, ChannelCall | None] | None:
-    """The live intent of an app's key (id and fingerprint), with its call that is not void; None without it."""
-    row = conn.execute(
-        "SELECT id, fingerprint FROM intents WHERE app_id = ? AND idempotency_key = ? AND ended_at_ms IS NULL",
-        (app_id, key),
-    ).fetchone()
-    if row is None:
-        return None
-    return row[0], row[1], call_for(conn, row[0])
+def require_call(conn: Connection, call_id: str) -> ChannelCall:
+    """Refused: `not_found`."""
+    if (row := call(conn, call_id)) is None:
+        raise Refused("not_found", f"there is no call {call_id[:80]!r}")
+    return row
 
 
 def call_for(conn: Connection, intent_id: str) -> ChannelCall | None:
