@@ -49,6 +49,8 @@ class ChannelFollow:
         at = await self._find(view, channel, steps)
         for step in steps:
             event = _event_of(channel, step, at)
+            if step.step == "open" and step is not steps[-1] and channel.phase is ChannelPhase.OPENING:
+                continue  # it was never signed, and another one spends the same nonce UTxO
             if event is not None and (channel.phase, event.event) in machine.EFFECTS:
                 channel = await self._move(channel, event, step)
         if at is None or channel.phase not in (ChannelPhase.OPEN, ChannelPhase.CLOSING):
@@ -72,7 +74,7 @@ class ChannelFollow:
         """
         read = await view.script_utxos(positions.address_of(channel.script_hash).text)
         if channel.ref is None:
-            opening = self._context.payment(steps[0].payment_id)
+            opening = self._context.payment(steps[-1].payment_id)
             channel = replace(channel, ref=f"{opening.attempt.tx_id}#0")
         if not isinstance(read, Found) or channel.ref in read.value.doubtful:
             return None

@@ -200,7 +200,7 @@ class ChannelSteps:
         def admit(unit: Unit, now_ms: int) -> None:
             if step in _LOCKING:
                 self._require_room(unit.conn, channel, units, now_ms)
-            if step == "open":
+            if step == "open" and not rows.put(unit, channel):  # there is one if an opening was never signed
                 rows.add_channel(unit, channel)
             if any(map(is_under_way, rows.steps_of(unit.conn, channel.id))):
                 raise Refused("wrong_state", "another transaction of the channel is under way")

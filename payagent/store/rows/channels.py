@@ -113,13 +113,14 @@ def add_channel(unit: Unit, row: Channel) -> None:
     )
 
 
-def put(unit: Unit, row: Channel) -> None:
-    """Write the columns of a channel."""
+def put(unit: Unit, row: Channel) -> bool:
+    """Write the columns of a channel. False if there is none yet."""
     values = [getattr(row, name) for name in _NAMES]
-    unit.conn.execute(
+    cursor = unit.conn.execute(
         f"UPDATE channels SET {', '.join(f'{name} = ?' for name in _NAMES)} WHERE id = ?",  # noqa: S608
         [*(int(value) if isinstance(value, bool) else value for value in values), row.id],
     )
+    return cursor.rowcount == 1
 
 
 def add_step(unit: Unit, payment_id: str, channel_id: str, step: str, units: int) -> None:
