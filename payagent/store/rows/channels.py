@@ -43,6 +43,11 @@ class ChannelStepRow:
     def is_posted(self) -> bool:
         return self.state in POSTED
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it may still change the channel."""
+        return self.state not in (*POSTED, *ENDED_WITHOUT_PAYING, State.CANCELLING)
+
 
 def _channel(*columns: object) -> Channel:
     row = dict(zip(_NAMES, columns, strict=True))
