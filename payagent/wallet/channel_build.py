@@ -33,8 +33,8 @@ from payagent.wallet.channel_tx import (
     TxRef,
     channel_datum,
     decode_step,
-    redeemers,
     script_address,
+    script_data_hash,
 )
 from payagent.wallet.transaction import MAINNET_PARAMETERS
 from payagent.wallet.tx_plan import Frame, PlannedOutput, TxParameters, TxPlan
@@ -216,7 +216,12 @@ def _check(order: StepOrder, step: ChannelStep) -> None:
             collateral_return=(order.own, nonce.lovelace - step.most_collateral, {}),
             reference_inputs=(order.reference,) if order.reference else (),
             script=None if order.reference else order.script,
-            script_data_hash=_script_data_hash(order, inputs.index(channel_input)),
+            script_data_hash=script_data_hash(
+                order.step,
+                inputs.index(channel_input),
+                _UNITS[order.step],
+                language_views(order.scripts.cost_model),
+            ),
         )
     wrong = [one.name for one in fields(step) if getattr(step, one.name) != getattr(asked, one.name)]
     left = ({LOVELACE: lovelace, **tokens} for _, lovelace, tokens in step.others)
@@ -229,13 +234,10 @@ def _check(order: StepOrder, step: ChannelStep) -> None:
         )
 
 
-def _script_data_hash(order: StepOrder, index: int) -> bytes:
-    """Return the hash of the redeemer and PlutusV3's cost model, as Conway's ledger computes it."""
-    costs = order.scripts.cost_model
+def language_views(costs: tuple[int, ...]) -> bytes:
+    """Return PlutusV3's cost model in the form that a script data hash covers."""
     model = b"".join(cbor.uint(cost) if cost >= 0 else cbor.head(1, -1 - cost) for cost in costs)
-    views = b"\xa1\x02" + cbor.head(4, len(costs)) + model
-    data = redeemers(order.step, index, _UNITS[order.step]) + views
-    return hashlib.blake2b(data, digest_size=32).digest()
+    return b"\xa1\x02" + cbor.head(4, len(costs)) + model
 
 
 def _request(order: StepOrder) -> dict[str, object]:
