@@ -156,12 +156,16 @@ class BuyerTask:
             row, advice = await life.call(_take_answer(life, row.id, response, depth))
             if advice.verdict is RetryVerdict.SERVED:
                 self.is_served = True  # served, whatever happens to the daemon now
+                self._delivered(answer.body)
                 await life.call(_record_delivery(life, row.id, answer.status))
                 return True
             if advice.again_after_s is None:
                 return False
             await asyncio.sleep(advice.again_after_s)
         return False
+
+    def _delivered(self, body: bytes) -> None:
+        """The client has got a paid answer."""
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -225,6 +229,7 @@ class BuyerTask:
         goal = self._goal
         bodies = [{"type": "http.request", "body": goal.body, "more_body": False}]
         statuses: list[int] = []
+        parts: list[bytes] = []
 
         async def receive() -> dict[str, object]:
             if bodies:
@@ -235,8 +240,12 @@ class BuyerTask:
         async def send(message: dict[str, object]) -> None:
             if message["type"] == "http.response.start":
                 statuses.append(int(str(message["status"])))
-            elif not message.get("more_body") and not gone.done():
+                return
+            parts.append(bytes(message.get("body", b"")))  # type: ignore[call-overload]
+            if not message.get("more_body") and not gone.done():
                 self.is_served = 200 <= statuses[0] < 300
+                if self.is_served:
+                    self._delivered(b"".join(parts))
 
         headers = [(name.encode(), value.encode()) for name, value in self._headers().items()]
         if goal.key is not None:

@@ -219,8 +219,9 @@ def transactions_in(headers: dict[str, str]) -> list[bytes]:
         if lowered == "x-payment" and len(value) > 64 and _is_hex(value):
             transactions.append(bytes.fromhex(value))
         elif lowered in ("payment-signature", "x-payment") and len(value) > 64:
-            proof = json.loads(base64.b64decode(value))
-            transactions.append(base64.b64decode(proof["payload"]["transaction"]))
+            payload = json.loads(base64.b64decode(value))["payload"]
+            if "transaction" in payload:  # a voucher of a channel is none
+                transactions.append(base64.b64decode(payload["transaction"]))
     return transactions
 
 

@@ -24,6 +24,8 @@ from payagent.chain.provider import ChainProvider
 from payagent.core.problems import Refused
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.proxy.payer import ProxyPayer
+from payagent.signer.channels import Channels
+from payagent.store.db.ceiling_file import CEILING_FILE, CeilingFile
 from payagent.store.db.committer import Committer, Job, Ownership
 from payagent.store.db.lease import lease
 from payagent.store.db.readers import Readers
@@ -74,6 +76,9 @@ class Host(Protocol):
     def providers(self) -> list[ChainProvider]: ...
 
     def merchants(self) -> MerchantClient: ...
+
+    def channel_signer(self) -> Channels | None:
+        """The signer's part of channels, with the memory of a new process; None where channels are off."""
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
         """A commit succeeded; the judge checks what it added."""
@@ -263,10 +268,9 @@ class SimProcess(SimDaemon):
         host.disk.attach(self._committer.conn)
         self._readers = InlineReaders(host.disk.path, self._committer.conn)
         writer = InlineWriter(self, self._committer)
-        self.agent = Agent(
-            host.terms, ports, writer, self._readers, host.providers(), InProcessSigner(host.signer)
-        )
-        merchants = host.merchants()
+        signer = InProcessSigner(host.signer, host.channel_signer())
+        self.agent = Agent(host.terms, ports, writer, self._readers, host.providers(), signer)
+        self._merchants = merchants = host.merchants()
         self.chain_sync = ChainSync(self.agent, merchants)
         self.topups = TopupRunner(self.agent, merchants)
         self.fleet = Fleet(HeldAccount(self.agent, self.topups))
@@ -276,6 +280,9 @@ class SimProcess(SimDaemon):
     async def begin(self) -> None:
         """Start as the daemon does: first recover what the ledger may lack, then start the jobs."""
         await self._recovery.begin()
+        if self.agent.channels is not None:
+            ceilings = CeilingFile(self._host.disk.folder / CEILING_FILE)
+            await self.agent.channels.calls.start(self._merchants, ceilings)
         self.spawn(self._every(1, self.chain_sync.run_once))
         self.spawn(self._every(1, lambda: self._recovery.run_once(self.chain_sync.provider_selection.view)))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.chain_sync.merchant_polling.poll_merchants))
@@ -355,6 +362,8 @@ class SimProcess(SimDaemon):
     async def stop(self) -> None:
         """Shut down in order: transactions being submitted finish first."""
         await self.agent.submitter.drain(20)
+        if self.agent.channels is not None:
+            self.agent.channels.calls.stop()
         self.is_over = True
         self._end()
 

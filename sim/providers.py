@@ -31,11 +31,12 @@ from payagent.chain.provider import (
     Unknown,
 )
 from payagent.chain.submit_answers import RawAnswer, TransportError, classify_submit
-from payagent.core.address import parse_address
+from payagent.core.address import encode_address, parse_address
 from payagent.core.aggregate import TxSeen
 from payagent.core.network import NETWORKS
 from payagent.core.token_bucket import Rate
 from payagent.devnet.blockfrost_shapes import error, refusal_message
+from payagent.devnet.channel_script import SCRIPT, SCRIPT_ADDRESS, SCRIPT_HASH
 from payagent.devnet.faults import ERRORS
 from payagent.devnet.ledger import DevnetBlock, LedgerError, OutRef, TxOut
 from payagent.devnet.node import output_of
@@ -182,10 +183,16 @@ class SimProvider:
         return answer
 
     async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
-        return Unknown("this kind of provider shows no scripts")
+        """An index of our address alone has none of these."""
+        if self._habits.kind == "own index" or address != encode_address(SCRIPT_ADDRESS).text:
+            return Unknown("this kind of provider shows no scripts")
+        return await self._read(lambda top: Found(self._listed(SCRIPT_ADDRESS, address, top)), PAGES_S)
 
     async def script(self, script_hash: str) -> Read[PlutusScript]:
-        return Unknown("this kind of provider shows no scripts")
+        if self._habits.kind == "own index" or script_hash != SCRIPT_HASH.hex():
+            return Unknown("this kind of provider shows no scripts")
+        script = PlutusScript(SCRIPT, self._net.chain.params.cost_model)
+        return await self._read(lambda _top: Found(script))
 
     async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
         def read(top: int) -> Read[BlockSeen]:
@@ -203,19 +210,22 @@ class SimProvider:
         raw = _raw(address)
 
         def read(top: int) -> Read[tuple[ChainUtxo, ...]]:
-            behind = self._net.chain.tip.height - top
-            if self._rng.random() < self._mix().index_lags:
-                behind += self._rng.randint(1, LAG_BLOCKS_MAX)
-            if self._branch is not None:
-                rows = self._branch.utxos_at(self._net.node, raw)
-            else:
-                rows = self._net.node.utxos_at(raw, behind) or []
-            listed = [self._utxo(ref, out, address) for ref, out in rows]
+            listed = self._listed(raw, address, top)
             if self._lies("invents_coins"):
-                listed.append(ChainUtxo("ee" * 32, 0, address, 90_000_000, {}, None, False, False))
-            return Found(tuple(listed))
+                listed += (ChainUtxo("ee" * 32, 0, address, 90_000_000, {}, None, False, False),)
+            return Found(listed)
 
         return await self._read(read, PAGES_S)
+
+    def _listed(self, raw: bytes, address: str, top: int) -> tuple[ChainUtxo, ...]:
+        behind = self._net.chain.tip.height - top
+        if self._rng.random() < self._mix().index_lags:
+            behind += self._rng.randint(1, LAG_BLOCKS_MAX)
+        if self._branch is not None:
+            rows = self._branch.utxos_at(self._net.node, raw)
+        else:
+            rows = self._net.node.utxos_at(raw, behind) or []
+        return tuple(self._utxo(ref, out, address) for ref, out in rows)
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         raw = _raw(address)
@@ -337,6 +347,7 @@ class SimProvider:
             None,
             out.datum_hash is not None or out.inline_datum is not None,
             out.reference_script is not None,
+            datum=out.inline_datum,
         )
 
     def _lies(self, lie: str) -> bool:

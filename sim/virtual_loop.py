@@ -124,6 +124,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
             task.add_done_callback(lambda done: own_tasks.pop(done, None))
         return task
 
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+        """Call the function at once: there is no other thread."""
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001  the caller's, as from a thread
+            done.set_exception(error)
+        return done
+
     # --- handles
 
     def call_soon(  # type: ignore[override]

@@ -30,6 +30,7 @@ from payagent.devnet.merchant import role_address
 from payagent.devnet.merchant_api import TOP_UP
 from payagent.devnet.x402_terms import X402
 from payagent.outbound.merchant_client import MerchantClient
+from payagent.signer.channels import Channels
 from payagent.store.db.lease import lease
 from payagent.store.db.unit import Connection
 from payagent.store.rows import attempts_and_utxos as queries
@@ -163,7 +164,7 @@ class World:
         self._do(self._fund_again())
         self._do(self._put_back())
         self._do(self._second_daemon())
-        clients = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
+        clients = [self._do(self._buyer(want).run()) for want in self._wants()]
         if self.plan.topup:
             clients.append(self._do(self._order_topup()))
         await asyncio.wait(clients, timeout=TROUBLE_S)
@@ -237,6 +238,9 @@ class World:
         wants = self._draw_wants()
         shared = [want for want in wants if want.key is not None and self.rng.random() < self.plan.shared]
         return wants + [want for want in shared for _ in range(self.rng.randint(1, 2))]
+
+    def _buyer(self, goal: ClientGoal) -> BuyerTask:
+        return BuyerTask(self, goal)
 
     def _draw_wants(self) -> list[ClientGoal]:
         rng, shops = self.rng, list(self.shops.values())
@@ -503,6 +507,9 @@ class World:
 
     def merchants(self) -> MerchantClient:
         return MerchantClient(SimTransport(self.shops))
+
+    def channel_signer(self) -> Channels | None:
+        return None
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
         self.judge.committed(conn, synced=synced)

@@ -32,7 +32,7 @@ from payagent.settings.schema import MerchantChannelSettings
 from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import channels as rows
 from payagent.wallet import channel_tx
-from payagent.wallet.channel_build import ScriptParameters, StepOrder, build_step, plan_of
+from payagent.wallet.channel_build import ScriptParameters, StepOrder, build_step, language_views, plan_of
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
@@ -144,7 +144,8 @@ class ChannelSteps:
         outputs = {"add": channel_tx.added(at.output, units), "close": channel_tx.closed(at.output, ttl_ms)}
         code = await self._first(lambda one: one.script(channel.script_hash))
         order = StepOrder(
-            *(step, own.raw, await self._choose(units, 2), ttl_slot, (at.tx_ref, at.output), outputs.get(step)),
+            *(step, own.raw, await self._choose(units, 1 + (step == "add")), ttl_slot),
+            *((at.tx_ref, at.output), outputs.get(step)),
             start_slot=first_slot if step == "elapse" else None,
             script=code.script,
             scripts=ScriptParameters(code.cost_model),
@@ -187,9 +188,9 @@ class ChannelSteps:
             return admitted
 
         async def signed() -> bytes:
-            signature = await self._signer.channel(
-                "step", tag=channel.id, asset=channel.asset, provider=channel.provider, transaction=raw.hex()
-            )
+            place = {"tag": channel.id, "asset": channel.asset, "provider": channel.provider}
+            views = language_views(order.scripts.cost_model).hex()
+            signature = await self._signer.channel("step", **place, transaction=raw.hex(), views=views)
             return channel_tx.signed_step(raw, self._signer.public_key, signature)
 
         with self._signing.claim(ids.payment):
