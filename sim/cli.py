@@ -34,10 +34,13 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.option(
     "--fleet", is_flag=True, help="Run several daemons over one ledger. Its seeds are worlds of their own."
 )
+@click.option(
+    "--channels", is_flag=True, help="Pay calls through channels. Its seeds are worlds of their own."
+)
 @click.option("--story", is_flag=True, help="Print the trace of each seed, step by step.")
 @output_options
 @pass_terminal
-def sim(terminal: Terminal, seeds: range, processes: int | None, fleet: bool, story: bool) -> None:
+def sim(terminal: Terminal, seeds: range, processes: int | None, fleet: bool, channels: bool, story: bool) -> None:
     """Run the real agent in a simulated world.
 
     Each seed is a separate world. Its chain forks, its providers and merchants lose answers and lie, its disk
@@ -45,11 +48,13 @@ def sim(terminal: Terminal, seeds: range, processes: int | None, fleet: bool, st
     ledger equals the chain. The same seed gives the same run. The exit code is 0 only if no invariant was
     violated. The trace of the first seed that failed is printed step by step.
     """
+    from sim.channel_world import ChannelWorld
     from sim.fleet_world import FleetWorld
     from sim.run import Result, Stopwatch, run_seeds, tell_story
     from sim.world import World
 
-    watch, total, world = Stopwatch(), Result(), FleetWorld if fleet else World
+    watch, total = Stopwatch(), Result()
+    world = ChannelWorld if channels else FleetWorld if fleet else World
     if story:
         for seed in seeds:
             for line in tell_story(seed, world):

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any, Final
 
 import httpx
+from starlette.routing import Router
 from starlette.types import ASGIApp, Message
 
 from payagent.core.problems import Refused
@@ -118,7 +119,7 @@ class SimShop:
         self.shop = Shop(net.node, lambda: self.merchant.terms)
         self.shop.x402 = x402
         self.shop.facilitator.node = _FacilitatorsNode(net, mix, self._drawn, rng)  # type: ignore[assignment]
-        self._app = merchant_app(self.merchant, self.shop, net.node.now_ms, net.node.tick).router
+        self._app: Router = merchant_app(self.merchant, self.shop, net.node.now_ms, net.node.tick).router
 
     # --- the merchant's own node
 
@@ -147,7 +148,7 @@ class SimShop:
         turned_down = self.shop.faults[TURNS_DOWN]
         if self._refuses(headers.get("x-payment", "")):
             return SimResponse(404, (("content-type", "application/json"),), b'{"detail":"Transaction not found"}')
-        answer = await call_app(self._app, method, target, headers, body, f"{self.name}.example")
+        answer = await self._answer(method, target, headers, body)
         if self.shop.faults[TURNS_DOWN] > turned_down:
             self._send_all_the_same(headers)
         if 200 <= answer.status < 300 and "x-payment" in headers:
@@ -164,6 +165,12 @@ class SimShop:
         ):
             lie = {"invoiceId": target.rpartition("/")[2], "status": rng.choice(_STATUSES)}
             return SimResponse(200, (("content-type", "application/json"),), json.dumps(lie).encode())
+        return answer
+
+    async def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> SimResponse:
+        answer = await call_app(self._app, method, target, headers, body, f"{self.name}.example")
+        if answer is None:
+            raise UnreachedError
         return answer
 
     def _refuses(self, proof: str) -> bool:
@@ -230,9 +237,18 @@ def _is_hex(text: str) -> bool:
 
 
 async def call_app(
-    app: ASGIApp, method: str, target: str, headers: dict[str, str], body: bytes, host: str
-) -> SimResponse:
-    """Call an ASGI application and collect its whole answer."""
+    app: ASGIApp,
+    method: str,
+    target: str,
+    headers: dict[str, str],
+    body: bytes,
+    host: str,
+    more: dict[str, Any] | None = None,
+) -> SimResponse | None:
+    """Call an ASGI application and collect its whole answer; None if it drops the connection.
+
+    `more`: what its server adds to the scope.
+    """
     path, _, query = target.partition("?")
     scope: dict[str, Any] = {
         "type": "http",
@@ -250,6 +266,7 @@ async def call_app(
         ],
         "server": (host, 443),
         "client": ("127.0.0.1", 1),
+        **(more or {}),
     }
     sent: list[Message] = []
     bodies = [{"type": "http.request", "body": body, "more_body": False}]
@@ -261,6 +278,8 @@ async def call_app(
         sent.append(message)
 
     await app(scope, receive, send)
+    if not sent:
+        return None
     start = sent[0]
     pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"])
     return SimResponse(start["status"], pairs, b"".join(m.get("body", b"") for m in sent[1:]))

@@ -87,6 +87,8 @@ SENT_TO, SENT_UNITS = role_address("creator"), 2 * ADA
 class World:
     """One run. Use it once."""
 
+    make_process: type[SimProcess] = SimProcess
+
     def __init__(self, seed: int, folder: Path, template: Path, *, keep_story: bool = False) -> None:
         self.rng = Random(seed)  # noqa: S311  a seed gives the same run again
         self.loop = VirtualLoop()
@@ -441,7 +443,7 @@ class World:
     # --- starts and deaths of the daemon
 
     def _start(self) -> None:
-        self._life = life = SimProcess(self)
+        self._life = life = self.make_process(self)
         if self._is_put_back:
             self.judge.put_back(life.conn)
             self._is_put_back = False
