@@ -6,6 +6,7 @@ show (a deposit and its UTxO, both changed alike).
 
 from collections.abc import Iterator
 
+from payagent.audit.channels import check_channels
 from payagent.audit.event_tables import check_event_tables
 from payagent.audit.finding import AuditFinding, Head, Progress, each_differing, each_of, to_the_end
 from payagent.audit.payment_shares import shared_out
@@ -48,6 +49,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
             ("entries", _entries(conn)),
             ("balances", _balances(conn)),
             ("prepaid_moves", check_prepaid(conn)),
+            ("channels", check_channels(conn)),
             ("utxos", _utxos(conn)),
             ("entries", _external_spends(conn)),
             ("limits", check_limits(conn)),
@@ -184,7 +186,7 @@ def check_limits(conn: Connection) -> Iterator[AuditFinding]:
             recount.wrong_counters,
             "limit_counters",
             "{} {} {} {} {}",
-            "it differs from what the holds and uses count",
+            "it differs from what the holds, promises and uses count",
         ),
         (
             recount.unreleased_approval_holds,

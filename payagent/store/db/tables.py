@@ -738,6 +738,7 @@ CREATE UNIQUE INDEX channel_calls_of_intent ON channel_calls(intent_id) WHERE st
 CREATE UNIQUE INDEX channel_calls_unanswered ON channel_calls(channel_id) WHERE state = 'promised';
 CREATE INDEX channel_calls_by_channel ON channel_calls(channel_id, seq);
 CREATE INDEX channel_calls_by_time ON channel_calls(channel_id, created_at_ms);
+CREATE INDEX entries_of_channels ON entries(ref) WHERE kind IN ('use', 'use_reversed');
 """
 
 # For people who read the file (ledger-views.md explains each column); our code reads none of them. Output totals
