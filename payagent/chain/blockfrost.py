@@ -36,6 +36,8 @@ from payagent.chain.blockfrost_parse import (
     parse_genesis,
     parse_movements,
     parse_parameters,
+    parse_script,
+    parse_script_terms,
     parse_spender,
     parse_tip,
     parse_tx,
@@ -43,7 +45,7 @@ from payagent.chain.blockfrost_parse import (
     parse_validity,
     refs,
 )
-from payagent.chain.json_answers import HASH
+from payagent.chain.json_answers import HASH, SCRIPT_HASH
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -55,6 +57,7 @@ from payagent.chain.provider import (
     ProtocolParameters,
     ProviderKind,
     Read,
+    ScriptTerms,
     SubmitAnswer,
     T,
     Unknown,
@@ -158,6 +161,20 @@ class Blockfrost(Adapter):
             return Found(())
         is_whole = len(rows := value_of(first)) < PAGE_ROWS
         return whole(rows if is_whole else await self._stable_pages(address), "utxos")
+
+    async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        return await self.utxos(address)
+
+    @bounded
+    async def script(self, script_hash: str) -> Read[ScriptTerms]:
+        require_form(SCRIPT_HASH, script_hash)
+        path, most = f"/scripts/{script_hash}/cbor", ANSWER_MAX_BYTES
+        script = value_of(
+            await self._read("script", lambda body: parse_script(body, script_hash), path, max_bytes=most)
+        )
+        return await self._read(
+            "parameters", lambda body: parse_script_terms(body, script), "/epochs/latest/parameters"
+        )
 
     @bounded
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:

@@ -3,12 +3,25 @@
 Never: I/O; quotes text that a provider sent; reads a 404 as "not found" unless it is in Blockfrost's own form.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from payagent.chain.json_answers import UNIT, expect, flag, list_of, once, parse_address_tx, quantity, text_hash
+from payagent.chain.json_answers import (
+    UNIT,
+    expect,
+    flag,
+    list_of,
+    once,
+    parse_address_tx,
+    quantity,
+    text_hash,
+    text_of,
+)
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -16,11 +29,17 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     ProtocolParameters,
+    ScriptTerms,
 )
 from payagent.core.aggregate import TxSeen
 from payagent.core.money import LOVELACE, MAX_UNITS, parse_count, parse_units
+from payagent.core.strict_json import JsonNumber
 
 PAGE_ROWS = 100
+
+_PRICE = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,20})?(?:[eE]-?[0-9]{1,2})?", re.ASCII)
+_COST_MODEL_SIZE = range(200, 1_000)
+"""Numbers in PlutusV3's cost model: 297 at protocol 10."""
 
 
 def refs(rows: tuple[ChainUtxo, ...]) -> set[str]:
@@ -106,6 +125,7 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
         has_datum=row.get("data_hash") is not None or row.get("inline_datum") is not None,
         has_script=row.get("reference_script_hash") is not None,
         unreadable=any(units > MAX_UNITS for units in amounts.values()),
+        datum=row.get("inline_datum") and text_of(row["inline_datum"], "a datum is not text"),
     )
 
 
@@ -180,3 +200,31 @@ def parse_spender(body: Any, tx_id: str, index: int) -> Spender:
 
 def parse_validity(body: Any) -> bool:
     return flag(body, "valid_contract")
+
+
+def parse_script(body: Any, script_hash: str) -> bytes:
+    script = bytes.fromhex(body["cbor"])
+    is_it = blake2b(b"\x03" + script, digest_size=28).hexdigest() == script_hash
+    expect(is_it, "another script, or not one of Plutus V3")
+    return script
+
+
+def parse_script_terms(body: Any, script: bytes) -> ScriptTerms:
+    cost_model = tuple(list_of(body["cost_models_raw"]["PlutusV3"]))
+    is_whole = len(cost_model) in _COST_MODEL_SIZE and all(type(cost) is int for cost in cost_model)
+    expect(is_whole, "PlutusV3's cost model is not whole")
+    return ScriptTerms(
+        script,
+        cost_model,
+        _price(body["price_mem"]),
+        _price(body["price_step"]),
+        parse_count(body["min_fee_ref_script_cost_per_byte"], "min_fee_ref_script_cost_per_byte"),
+        parse_count(body["collateral_percent"], "collateral_percent"),
+    )
+
+
+def _price(value: Any) -> Fraction:
+    """The price of a unit of execution, which is a fraction of a lovelace."""
+    text = value.text if isinstance(value, JsonNumber) else str(value)
+    expect(_PRICE.fullmatch(text) is not None, "not a price")
+    return Fraction(text)

@@ -9,6 +9,7 @@ Never: I/O, a clock, a provider's library.
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -82,7 +83,7 @@ class ChainUtxo:
     `assets` holds tokens by policy and name in hex, without lovelace. The ledger allows token amounts up to
     2^64-1, and anyone can send one to us. An amount above 2^63-1 is left out of `assets` and sets `unreadable`:
     such an output can be neither counted nor spent. `block_hash` and `block_height` are None where the provider's
-    list has them not.
+    list has them not. `datum`: the inline datum in hex, of a kind that shows scripts.
     """
 
     tx_id: str
@@ -95,6 +96,7 @@ class ChainUtxo:
     has_script: bool
     unreadable: bool = False
     block_height: int | None = None
+    datum: str | None = field(default=None, compare=False)
 
     @property
     def ref(self) -> str:
@@ -140,6 +142,21 @@ class ProtocolParameters:
     max_tx_size: int
     max_value_size: int
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptTerms:
+    """A Plutus V3 script, and the parameters that a transaction which runs it depends on.
+
+    `cost_model`: PlutusV3's, as the raw list in its order. Prices are lovelace per unit, or per byte referenced.
+    """
+
+    script: bytes
+    cost_model: tuple[int, ...]
+    price_memory: Fraction
+    price_cpu: Fraction
+    price_reference_byte: int
+    collateral_percent: int
 
 
 class SubmitKind(StrEnum):
@@ -222,6 +239,12 @@ class ChainReader(Protocol):
 
     async def spender(self, ref: str) -> Read[TxSeen]:
         """Return the transaction in a block that spends an output of ours; NotFound if none does."""
+
+    async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        """As `utxos`, for the address of a script, with the datums. Unknown for a kind that shows no scripts."""
+
+    async def script(self, script_hash: str) -> Read[ScriptTerms]:
+        """Return a script by its hash in hex, which is checked. Unknown for a kind that shows no scripts."""
 
 
 class ChainProvider(ChainReader, Protocol):

@@ -76,12 +76,18 @@ Mood = Literal[
 
 @settings(frozen=True, slots=True, config=STRICT)
 class ChannelShopSettings:
-    """The settings of /channel/. `claim` names transactions to send at once: see `ChannelShop.claim`.
+    """The settings of /channel/, set by POST /merchant/settings {"channel": {...}}.
 
-    Moods: `drop_answer` charges and then drops the connection; `vanish` drops it before. `old_record` forgets the
-    latest charge. `count_above` and `foreign_iou` answer each voucher with a false correction. `claim_early`
-    claims after each call, `claim_late` once the channel is closed, `settle_late` once it could elapse.
-    `claim_backwards` gives a unit back after each call, if there was a claim before.
+    `is_open`: whether /channel/ sells, which the dialect `x402-channel` switches on. `withdraw_delay`: seconds.
+    `claim` names transactions to send at once, see `ChannelShop.claim`; it is not kept.
+
+    Moods: `overcharge` charges twice the price, `undercharge` half of it; `no_charge` does not state the charge.
+    `drop_answer` charges and then drops the connection; `vanish` drops it before. `old_record` forgets the
+    latest charge, and `forget_replays` the answer to the latest voucher. `count_above` and `foreign_iou` answer
+    each voucher with a false correction. `busy` refuses each voucher, `refuse_unknown` one of a channel that never
+    paid. `raise_price` offers twice the price, `swap_provider` another claiming key, `swap_script` another script.
+    `claim_early` claims after each call, `claim_late` once the channel is closed, `settle_late` once it could
+    elapse. `claim_backwards` gives a unit back after each call, if there was a claim before.
     """
 
     is_open: bool = False
@@ -320,7 +326,7 @@ class ChannelShop:
             self.claim("settle")
 
     def claim(self, step: Literal["sub", "settle"]) -> None:
-        """Send a transaction for each channel that stands so: Sub if open, Settle if closed."""
+        """Claim from each channel in the step's stage: `sub` from open ones, `settle` from closed ones."""
         for channel_id, record in self.records.items():
             try:
                 ref, out, datum = self.find(channel_id)

@@ -249,7 +249,10 @@ class MerchantApi:
         )
 
     async def settings(self, request: Request) -> Response:
-        """POST /merchant/settings: sets some of the settings and returns all of them."""
+        """POST /merchant/settings: sets some of the settings and returns all but those of /channel/.
+
+        GET /merchant/state has these, as channel.settings.
+        """
         raw = await read_body(request)
         body = None if raw is None else json_object(raw)
         if body is None:

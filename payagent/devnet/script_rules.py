@@ -25,7 +25,7 @@ _SLOT_MS = 1000
 class TxCase:
     """One transaction to check. `spent` has its existing inputs, `owners` and `payees` the addresses.
 
-    `beside` has the existing outputs that it names as collateral or to refer to.
+    `beside` has the existing outputs that it names as collateral or as reference inputs.
     """
 
     tx: Tx

@@ -49,7 +49,9 @@ _UTXO = re.compile(r"[0-9a-f]{64}#(?:0|[1-9][0-9]{0,4})", re.ASCII)
 class ChannelOffer:
     """One entry of `accepts`: the terms on which a merchant sells calls by channel.
 
-    `asset` is as in an invoice, and amounts are in its smallest units. A reference is "txid#index".
+    `asset` is as in an invoice, and amounts are in its smallest units. `price`: the most that one call costs.
+    `provider`: the hash of the key that may claim, the wire's receiverAuthorizer. `echo`: JSON that goes back with
+    each voucher, see `voucher_headers`. A reference is "txid#index".
     """
 
     asset: str
@@ -67,7 +69,12 @@ class ChannelOffer:
 
 @dataclass(frozen=True, slots=True)
 class Voucher:
-    """A signed promise: the channel's merchant may take up to `amount` in all."""
+    """A signed promise: the channel's merchant may take up to `amount` in all.
+
+    `amount`: cumulative, what was charged so far (the count) plus the price. `signature`: by `iou_key` over
+    `wallet.channel_tx.iou_message`. `channel_id`: the channel's tag. `channel_ref`: its UTxO as last seen.
+    `payer`: the hash of this wallet's payment key.
+    """
 
     channel_id: bytes  # 32 bytes, the channel's tag
     channel_ref: str  # the channel's output, as last seen: "txid#index"

@@ -63,8 +63,10 @@ class Channels:
     def answer(self, request: bytes) -> bytes:
         """Return a channel's public key, the signature of a voucher, or that of a step's body.
 
-        The request is JSON, {"key" | "voucher" | "step": {…}}. Each kind names a channel. `before` and `iou` are
-        the amount and signature of the last voucher, if there is one. Refused: `signer_refused`, `limit_exceeded`.
+        The request is JSON, {"key" | "voucher" | "step": {…}}. Each kind names a channel: `tag`, `asset`,
+        `provider`. A voucher has its `amount`. A step has its unsigned `transaction` in hex, and `subbed`, which
+        the provider has taken (0 if absent). Both have `before` and `iou`, the amount of the last voucher and its
+        signature in hex, if there is one. Refused: `signer_refused`, `limit_exceeded`.
         """
         ((kind, fields),) = json.loads(request).items()
         channel = ChannelName(*(str(fields[name]) for name in ("tag", "asset", "provider")))

@@ -88,10 +88,14 @@ _NO_SCRIPT = ScriptParameters(())
 class StepOrder:
     """One transaction to build.
 
-    `own`: raw address of all `utxos`, of change and of the collateral's return. The first of `utxos` is the nonce
-    UTxO, in ADA only, and the collateral; at most two others.
-    `channel`: the channel to spend, None for open. `output`: what it becomes, see `opened`, `added`, `closed`.
-    `payouts`: other outputs, before change. `reference`: the UTxO that holds `script`, or None to attach it.
+    `step`: one of the six in `channel_tx`. `own`: raw address of all `utxos`, of change and of the collateral's
+    return. The first of `utxos` is the nonce UTxO, in ADA only, and the collateral; at most two others. An
+    opening's tag is the `channel_tag` of its nonce UTxO.
+    `channel`: the channel to spend, None for open. `output`: what it becomes, see `opened`, `added`, `closed`;
+    None for end, elapse and mutual, whose money goes to `own`. `payouts`: other outputs, before change.
+    `start_slot`: in elapse the first slot at or after the channel's `elapse_at_ms`, else None.
+    Every step but open needs `script` and `scripts`. `script`: the bytes that Blockfrost's /scripts/{hash}/cbor
+    returns. `reference`: the UTxO that holds it, such as the offer's `reference_script`, or None to attach it.
     """
 
     step: str
@@ -118,6 +122,11 @@ class StepOrder:
 
 def build_step(order: StepOrder) -> tuple[bytes, ChannelStep]:
     """Build an unsigned transaction in a child process, which takes about 3 s: call it in a thread.
+
+    Returns [body, witnesses, true, null] in CBOR, and what it does. To sign it, sign the result's `tx_id` and put
+    the key's witness into the witnesses, as field 0 before those that are there.
+    Example, an opening: build_step(StepOrder("open", address.raw, (nonce_utxo,), ttl_slot,
+    output=opened(terms, 5_000_000, 4_310)))
 
     Refused: `not_enough_funds`, `fee_too_high`; `internal_error` if the child fails or builds something else;
     `signer_refused` if that is none of the six shapes.

@@ -1,7 +1,12 @@
 """Channels on the chain: the bytes of datums, redeemers and IOUs, and a strict decoder of their transactions.
 
 Start with `decode_step`. A channel is one UTxO at the script's address. Its inline datum has constants
-(`ChannelTerms`) and a stage (`ChannelStage`). Six transactions of ours, the steps, make, change or spend it.
+(`ChannelTerms`) and a stage (`ChannelStage`). Six transactions of ours, the steps, make, change or spend it:
+
+- `open` locks money in a new channel; `add` adds money to an open one;
+- `close` ends the vouchers. From then on the provider has the close period to claim ("settle");
+- `end` takes back what that claim left; `elapse` takes back the money if no such claim came in time;
+- `mutual` divides the money at any time. The provider signs it too.
 
 Source: the x402 draft `batch-settlement` for Cardano, v0.7, with the Subbit validator. Test networks only.
 
@@ -15,6 +20,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
+
+from nacl.bindings import crypto_sign_open
 
 from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
@@ -76,7 +83,8 @@ _WIDE = 2**63  # the widest integers that a Closed datum and a value are planned
 class ChannelTerms:
     """The constants of a channel's datum. `script_hash` is its ownHash, `asset` as `parse_asset` gives it.
 
-    `consumer` and `provider` are key hashes. `iou_key` is the public key that signs IOUs.
+    `tag`: see `channel_tag`. `consumer` (this wallet) and `provider` (the merchant's claiming key) are key hashes.
+    `iou_key` is the public key that signs IOUs. `close_period_ms`: the offer's withdraw delay in milliseconds.
     """
 
     script_hash: bytes
@@ -153,7 +161,7 @@ class ChannelStep:
 
 
 def channel_tag(tx_id: bytes, index: int) -> bytes:
-    """Return the tag, also the channel's id: the hash of an input of the opening."""
+    """Return the tag, also the channel's id: the hash of an input of the opening, which is its nonce UTxO."""
     return hashlib.blake2b(b"\x82" + cbor.byte_string(tx_id) + cbor.uint(index), digest_size=32).digest()
 
 
@@ -216,7 +224,11 @@ def capacity(output: ChannelOutput, coins_per_utxo_byte: int) -> int:
 
 
 def opened(terms: ChannelTerms, units: int, coins_per_utxo_byte: int) -> ChannelOutput:
-    """Return a new channel with `units` of its asset. With a token it holds exactly the reserve in lovelace."""
+    """Return a new channel with `units` of its asset. With a token it holds exactly the reserve in lovelace.
+
+    In lovelace, `units` include the reserve, so 5 ADA pay for calls of 3.27 ADA: see `capacity`. Less than the
+    reserve pays for none, and is not refused here.
+    """
     lovelace = 0 if terms.asset == LOVELACE else reserve(terms, coins_per_utxo_byte)
     return added(ChannelOutput(terms, ChannelStage("opened", 0, None), lovelace, 0), units)
 
@@ -229,7 +241,7 @@ def added(channel: ChannelOutput, units: int) -> ChannelOutput:
 
 
 def closed(channel: ChannelOutput, ttl_ms: int) -> ChannelOutput:
-    """Return the channel as closed by a transaction whose TTL is at `ttl_ms`, POSIX time."""
+    """Return the channel as closed by a transaction whose TTL is at `ttl_ms`, the POSIX time of its `ttl_slot`."""
     elapse_at_ms = ttl_ms + channel.terms.close_period_ms
     return replace(channel, stage=ChannelStage("closed", channel.stage.subbed, elapse_at_ms))
 
@@ -260,6 +272,17 @@ def decode_step(raw: bytes) -> ChannelStep:
     except (Undecodable, IndexError) as error:
         why = error if isinstance(error, Undecodable) else "the bytes end early"
         raise Refused("signer_refused", f"it is not a channel's transaction: {why}") from None
+
+
+def signed_step(raw: bytes, public_key: bytes, signature: bytes) -> bytes:
+    """Return the transaction that `decode_step` reads, with the signature of its one key.
+
+    Raises BadSignatureError if the key did not sign this body.
+    """
+    _, end = _body(raw, 1)
+    crypto_sign_open(signature + hashlib.blake2b(raw[1:end], digest_size=32).digest(), public_key)
+    witness = b"\x00" + cbor.TAGGED_SET + b"\x81\x82" + cbor.byte_string(public_key) + cbor.byte_string(signature)
+    return raw[:end] + bytes((raw[end] + 1,)) + witness + raw[end + 1 :]
 
 
 def _step(raw: bytes) -> ChannelStep:

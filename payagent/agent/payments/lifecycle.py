@@ -12,6 +12,7 @@ from payagent.agent.commits.replacement import (
     NEXT_INVOICE_PATIENCE_S,
     is_lost,
     last_ttl_slot,
+    not_rebuilt,
     rebuilt,
     require_nonce_utxo,
     same_again,
@@ -101,7 +102,7 @@ class PaymentLifecycle:
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, is_requested: bool) -> Refused | None:
         """Do the work of `resume`. Returns the reason if the payment was rejected."""
-        stopped = self._context.admission.rules.why_stopped(self._context.conn, row, now_ms)
+        stopped = not_rebuilt(row) or self._context.admission.rules.why_stopped(self._context.conn, row, now_ms)
         if stopped is None and (row.attempt.ttl_slot or 0) - slot >= self._context.config.min_window_s:
             if is_requested or not (row.invoice.merchant_submits or self._context.is_paused):
                 await self._signing.sign(row.id, self._rebuild(row))
@@ -170,8 +171,10 @@ class PaymentLifecycle:
         )
         return not is_over or tip.slot >= last_ttl_slot(self._context.conn, row) + NEXT_INVOICE_PATIENCE_S
 
-    async def cancel(self, row: PaymentRow) -> None:
+    async def cancel(self, row: PaymentRow, why: Refused | None = None) -> None:
         """Cancel a payment: one transaction to ourselves spends all its UTxOs, the nonce UTxO included.
+
+        `why`: the reason; None: only if `reason_to_cancel` has one.
 
         At most one of the cancel and the paying attempt can be on the chain, whatever became of that attempt.
         Raises the refusals of `ChainView.require_ready`; then nothing has changed.
@@ -182,7 +185,7 @@ class PaymentLifecycle:
         slot = self._context.chain.require_ready(now_ms)
         with self._signing.claim(row.id):
             row = self._context.payment(row.id)
-            why = payment_transitions.reason_to_cancel(self._context.conn, row, slot)
+            why = why or payment_transitions.reason_to_cancel(self._context.conn, row, slot)
             if why is not None:
                 await self._take_back(row, why, slot, now_ms)
 

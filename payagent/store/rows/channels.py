@@ -83,6 +83,18 @@ def locked_channels(conn: Connection, account: int | None = None) -> list[Channe
     )
 
 
+def followed_channels(conn: Connection, account: int) -> list[Channel]:
+    """Channels of an account that the chain may still change: locked, or ended by what a rollback may take."""
+    return find_all(
+        conn,
+        _channel,
+        f"{_CHANNEL} WHERE account = ? AND (phase IN {sql_list(*LOCKED)} OR id IN (SELECT s.channel_id "  # noqa: S608
+        "FROM channel_steps s JOIN payments p ON p.id = s.payment_id "
+        "WHERE s.step IN ('end', 'elapse') AND s.is_booked = 1 AND p.state <> 'settled')) ORDER BY seq",
+        (account,),
+    )
+
+
 def channels_page(conn: Connection, before_seq: int | None, limit: int) -> list[tuple[int, Channel]]:
     """Channels with their numbers, newest first."""
     return find_all(
