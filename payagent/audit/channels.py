@@ -17,12 +17,11 @@ from payagent.store.rows.channels import channels_page
 
 _EVENTS = {f"channel_{event}": event for event in ChannelEvent}
 _NEW = (ChannelPhase.OPENING, 0, 0)
-_MANY = 2**31
 
 
 def check_channels(conn: Connection) -> Iterator[AuditFinding | Progress]:
-    """Check that each channel is what its events, calls and entries make it, and the balances of their accounts."""
-    rows = {row.id: row for _, row in channels_page(conn, None, _MANY)}
+    """Check that each channel is what its events, calls and entries make it, and the balances of the accounts."""
+    rows = {row.id: row for _, row in channels_page(conn, None, 2**31)}
     by_events = dict.fromkeys(rows, _NEW)
     only_charged = set(rows)
     for name, text, _ in books.wallet_events(conn, _EVENTS):

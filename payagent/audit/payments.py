@@ -190,8 +190,9 @@ def _read_attempts(
         readings[attempt.tx_id] = reading
         commitment = terms.commitment if terms and attempt.kind == "pay" else None
         outputs = terms.outputs if terms else case.outputs
-        kind = case.kind if case.spent is None else CHANNEL_STEP
-        for message in differences(reading, attempt, outputs, kind, commitment, owner):
+        for message in differences(
+            reading, attempt, outputs, case.kind if case.spent is None else CHANNEL_STEP, commitment, owner
+        ):
             yield AuditFinding("attempts", attempt.tx_id, message)
     for step in signed[len(case.attempts) :]:
         yield AuditFinding(
@@ -202,8 +203,7 @@ def _read_attempts(
 
 def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
     """Check that the payment belongs to its intent's app, and that its invoices' terms match their hashes."""
-    of_step = case.intent.origin if case.intent and case.spent is not None else ""
-    for origin in sorted({invoice.origin for invoice in case.invoices.values()}) or [of_step]:
+    for origin in sorted({invoice.origin for invoice in case.invoices.values()}) or [_channel_origin(case)]:
         if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
             yield AuditFinding(
                 "payments", case.id, f"its intent does not belong to app {case.app_id} at {origin!r}"
@@ -223,6 +223,11 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
     first = None if case.first_invoice_seq is None else case.invoices.get(case.first_invoice_seq)
     if case.kind == "invoice" and (first is None or first.outputs != case.outputs):
         yield AuditFinding("payments", case.id, "its outputs are not those of its invoice")
+
+
+def _channel_origin(case: Case) -> str:
+    """The merchant whose channel a transfer changes; empty if it changes none."""
+    return case.intent.origin if case.intent is not None and case.spent is not None else ""
 
 
 def _check_intent(case: Case) -> Iterator[AuditFinding]:
@@ -381,9 +386,11 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
     hold = {asset: units for asset, units, *_ in case.holds}
     fees = {attempt.tx_id: attempt.fee_lovelace for attempt in case.attempts}
     origin = next((invoice.origin for invoice in case.invoices.values()), None)
-    account = ledger.spending_account(origin, case.is_prepaid)
-    if case.spent is not None and case.intent is not None:
-        account = ledger.channel_account(case.intent.origin)
+    account = (
+        ledger.spending_account(origin, case.is_prepaid)
+        if case.spent is None
+        else ledger.channel_account(_channel_origin(case))
+    )
     last: Entry | None = None
     for step in steps:
         if step.event not in _BOOKED:

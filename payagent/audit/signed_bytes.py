@@ -68,12 +68,14 @@ def taken(reading: Reading, spent: Mapping[str, Units], owner: Owner) -> dict[st
 
     `spent`: the value of each of the wallet's UTxOs. Anything else that it spends is a channel's.
     """
-    ins = (spent.get(f"{tx_id}#{index}", {}) for tx_id, index in reading.inputs)
-    made = add(
-        {LOVELACE: one.lovelace, **one.assets} for one in reading.outputs if one.address == owner.address.raw
+    own = (one for one in reading.outputs if one.address == owner.address.raw)
+    return add(
+        (
+            *(spent.get(f"{tx_id}#{index}", {}) for tx_id, index in reading.inputs),
+            *({asset: -units for asset, units in ((LOVELACE, one.lovelace), *one.assets.items())} for one in own),
+            {LOVELACE: -reading.fee_lovelace},
+        )
     )
-    made[LOVELACE] = made.get(LOVELACE, 0) + reading.fee_lovelace
-    return add((*ins, {asset: -units for asset, units in made.items()}))
 
 
 def external_value(reading: Reading, owner: Owner) -> dict[str, int]:
@@ -136,8 +138,8 @@ def _pays(reading: Reading, row: SignedRow, outputs: tuple[OutputRow, ...], kind
     own = owner.address.raw
     if row.kind == "cancel" or kind == CHANNEL_STEP:
         others = [place for place, output in enumerate(reading.outputs) if output.address != own]
-        is_script = reading.outputs[0].address.startswith(_SCRIPT_ADDRESS)
-        return not others or (row.kind == "pay" and others == [0] and is_script)
+        is_kept = others == [0] and reading.outputs[0].address.startswith(_SCRIPT_ADDRESS)
+        return not others or (row.kind == "pay" and is_kept)
     if kind == "sweep":
         flat = [
             (_text(output.address), asset, units)

@@ -6,7 +6,6 @@ show (a deposit and its UTxO, both changed alike).
 
 from collections.abc import Iterator
 
-from payagent.audit.channels import check_channels
 from payagent.audit.event_tables import check_event_tables
 from payagent.audit.finding import AuditFinding, Head, Progress, each_differing, each_of, to_the_end
 from payagent.audit.payment_shares import shared_out
@@ -41,6 +40,8 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
     yield from _guards(conn)
     if lacking_migrations(conn):
         return  # the other checks read tables and columns that it may lack
+    from payagent.audit.channels import check_channels  # not when the daemon starts: it may have no channels
+
     owner = of_all_accounts(owner, about.account_addresses(conn))
     with shared_out(conn, owner) as payments:
         for table, check in (

@@ -350,8 +350,9 @@ def decode_signed_step(raw: bytes) -> DecodedTransaction:
         assets = {asset: units for asset, units in channel.value.items() if asset != LOVELACE}
         outputs.insert(0, DecodedOutput(script_address(channel.terms.script_hash), channel.lovelace, assets, 0))
     inputs = tuple((tx_id.hex(), index) for tx_id, index in step.inputs if (tx_id, index) != step.channel_input)
-    witnesses = ((key, signature),)
-    return DecodedTransaction(raw[1:end], inputs, tuple(outputs), step.fee, step.ttl_slot, None, witnesses, None)
+    return DecodedTransaction(
+        raw[1:end], inputs, tuple(outputs), step.fee, step.ttl_slot, None, ((key, signature),), None
+    )
 
 
 def _body(buf: bytes, at: int) -> tuple[dict[int, Any], int]:

@@ -95,6 +95,18 @@ def followed_channels(conn: Connection, account: int) -> list[Channel]:
     )
 
 
+def channels_at_rest(conn: Connection) -> list[Channel]:
+    """Channels that the chain shows and that no payment is about to change, but those that are settled."""
+    return find_all(
+        conn,
+        _channel,
+        f"{_CHANNEL} WHERE phase IN {sql_list(*LOCKED)} AND ref IS NOT NULL AND is_settled = 0 AND NOT EXISTS ("  # noqa: S608
+        "SELECT 1 FROM channel_steps s JOIN payments p ON p.id = s.payment_id WHERE s.channel_id = channels.id "
+        f"AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)} AND NOT (p.state IN {sql_list(*POSTED)} "
+        "AND (s.is_booked = 1 OR s.step = 'close'))) ORDER BY seq",
+    )
+
+
 def channels_page(conn: Connection, before_seq: int | None, limit: int) -> list[tuple[int, Channel]]:
     """Channels with their numbers, newest first."""
     return find_all(
