@@ -46,7 +46,7 @@ def check_channels(conn: Connection) -> Iterator[AuditFinding | Progress]:
         for is_wrong, what in (
             (promised > row.signed, f"its calls promise {promised}, and {row.signed} is signed"),
             (
-                channel in only_charged and charged != row.count,
+                channel in only_charged and charged < row.count,
                 f"its calls charge {charged}, it counts {row.count}",
             ),
             (used != spent, f"the entries of its promises spend {used}, it spends {spent}"),

@@ -68,7 +68,10 @@ class InvoiceTerms(NamedTuple):
 
 
 class IntentFacts(NamedTuple):
-    """An intent, and when a request that it paid for was first served."""
+    """An intent, and when a request that it paid for was first served.
+
+    `ended_at_ms`: None if a call of a channel paid for it, whose answer ends it.
+    """
 
     number: int
     app_id: str
@@ -128,7 +131,9 @@ STANDING = (
 _CASES = f"""
 SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool_id IS NOT NULL, p.created_at_ms, p.first_invoice_seq,
        p.account, {", ".join(f"p.{name}" for name in STANDING)},
-       i.rowid, i.id, i.app_id, i.origin, i.is_key_derived, i.ended_at_ms,
+       i.rowid, i.id, i.app_id, i.origin, i.is_key_derived,
+       CASE WHEN NOT EXISTS (SELECT 1 FROM channel_calls n WHERE n.intent_id = i.id AND n.state <> 'void')
+         THEN i.ended_at_ms END,
        (SELECT COUNT(*) FROM payments q WHERE q.intent_id = p.intent_id),
        v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment
 FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice_seq
