@@ -112,8 +112,9 @@ def channels_page(conn: Connection, before_seq: int | None, limit: int) -> list[
     return find_all(
         conn,
         lambda seq, *columns: (seq, _channel(*columns)),
-        f"SELECT seq, {', '.join(_NAMES)} FROM channels WHERE ? IS NULL OR seq < ? ORDER BY seq DESC LIMIT ?",  # noqa: S608
-        (before_seq, before_seq, limit),
+        f"SELECT seq, {', '.join(_NAMES)} FROM channels WHERE seq < COALESCE(?, {2**63 - 1}) "  # noqa: S608
+        "ORDER BY seq DESC LIMIT ?",
+        (before_seq, limit),
     )
 
 
@@ -209,8 +210,8 @@ def calls_page(conn: Connection, channel_id: str, before_seq: int | None, limit:
     return find_all(
         conn,
         _call,
-        f"{_CALL} WHERE channel_id = ? AND (? IS NULL OR seq < ?) ORDER BY seq DESC LIMIT ?",
-        (channel_id, before_seq, before_seq, limit),
+        f"{_CALL} WHERE channel_id = ? AND seq < COALESCE(?, {2**63 - 1}) ORDER BY seq DESC LIMIT ?",
+        (channel_id, before_seq, limit),
     )
 
 

@@ -209,11 +209,17 @@ def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
         return None
     payment_id, state, kind, stands, fee_lovelace = row
     booked = booked_payment(conn, payment_id).get(tx_id, {})
-    returns = (
-        "SELECT -COALESCE(SUM(units), 0) FROM channel_steps WHERE payment_id = ? AND step IN ('end', 'elapse')"
-    )
-    hold = add((payments.hold(conn, payment_id), {LOVELACE: number(conn, returns, (payment_id,))}))
+    hold = add((payments.hold(conn, payment_id), {LOVELACE: -returned_by(conn, payment_id)}))
     return OwnTx(payment_id, State(state), kind, bool(stands), hold, fee_lovelace, booked)
+
+
+def returned_by(conn: sqlite3.Connection, payment_id: str) -> int:
+    """What a payment brings back of what a channel held; 0 for any other one."""
+    return number(
+        conn,
+        "SELECT COALESCE(SUM(units), 0) FROM channel_steps WHERE payment_id = ? AND step IN ('end', 'elapse')",
+        (payment_id,),
+    )
 
 
 def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None, Units]:
