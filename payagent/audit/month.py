@@ -25,7 +25,7 @@ Amount = tuple[str, str, int]
 class MonthRecord:
     """The month from `since_ms` up to `until_ms`, UTC. `spend` is grouped by `SPEND_BY`.
 
-    `opening` and `closing`: (account, asset, units) of the wallet, of what is held, and of prepaid balances.
+    `opening` and `closing`: (account, asset, units) of the wallet, what is held, prepaid balances, channels.
     `changes`: (kind of entry, asset, units) by which wallet and held together changed. `head` covers all of it.
     `unserved`: (asset, units) of each payment of the month that was paid and not served, by asset.
     `last_entry`: the ledger's newest entry then.

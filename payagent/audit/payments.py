@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from payagent.audit.finding import AuditFinding
-from payagent.audit.signed_bytes import Owner, Reading, differences, external_value, read
+from payagent.audit.signed_bytes import CHANNEL_STEP, Owner, Reading, differences, external_value, read, taken
 from payagent.core import ledger
 from payagent.core.invoice import calls_of, hash_of_terms
 from payagent.core.ledger import Entry, Units
@@ -91,7 +91,10 @@ def check_record(case: Case, owner: Owner) -> Generator[AuditFinding, None, tupl
     yield from _check_terms(case, owner)
     yield from _check_block_observations(case, steps)
     yield from _check_time_over(case, steps)
-    paid = {tx_id: external_value(reading, owner) for tx_id, reading in readings.items()}
+    paid: Mapping[str, Units] = {
+        tx_id: external_value(reading, owner) if case.spent is None else taken(reading, case.spent, owner)
+        for tx_id, reading in readings.items()
+    }
     yield from _check_holds(case, steps, readings, paid)
     yield from _check_entries(case, steps, paid)
     return steps, readings
@@ -180,14 +183,16 @@ def _read_attempts(
             yield AuditFinding(
                 "attempts", attempt.tx_id, "its invoice is missing, or it is a transfer and has an invoice"
             )
-        reading = read(attempt.cbor)
+        reading = read(attempt.cbor, case.spent is not None and attempt.kind == "pay")
         if isinstance(reading, str):
             yield AuditFinding("attempts", attempt.tx_id, f"its bytes are not a payment of ours: {reading}")
             continue
         readings[attempt.tx_id] = reading
         commitment = terms.commitment if terms and attempt.kind == "pay" else None
         outputs = terms.outputs if terms else case.outputs
-        for message in differences(reading, attempt, outputs, case.kind, commitment, owner):
+        for message in differences(
+            reading, attempt, outputs, case.kind if case.spent is None else CHANNEL_STEP, commitment, owner
+        ):
             yield AuditFinding("attempts", attempt.tx_id, message)
     for step in signed[len(case.attempts) :]:
         yield AuditFinding(
@@ -198,7 +203,7 @@ def _read_attempts(
 
 def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
     """Check that the payment belongs to its intent's app, and that its invoices' terms match their hashes."""
-    for origin in sorted({invoice.origin for invoice in case.invoices.values()}) or [""]:
+    for origin in sorted({invoice.origin for invoice in case.invoices.values()}) or [_channel_origin(case)]:
         if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
             yield AuditFinding(
                 "payments", case.id, f"its intent does not belong to app {case.app_id} at {origin!r}"
@@ -218,6 +223,11 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[AuditFinding]:
     first = None if case.first_invoice_seq is None else case.invoices.get(case.first_invoice_seq)
     if case.kind == "invoice" and (first is None or first.outputs != case.outputs):
         yield AuditFinding("payments", case.id, "its outputs are not those of its invoice")
+
+
+def _channel_origin(case: Case) -> str:
+    """The merchant whose channel a transfer changes; empty if it changes none."""
+    return case.intent.origin if case.intent is not None and case.spent is not None else ""
 
 
 def _check_intent(case: Case) -> Iterator[AuditFinding]:
@@ -336,7 +346,7 @@ def _check_holds(
         if attempt.kind == "pay" and (reading := readings.get(attempt.tx_id)):
             spend = ledger.add((paid[attempt.tx_id], {LOVELACE: reading.fee_lovelace}))
             is_within = all(units <= hold.get(asset, 0) for asset, units in spend.items())
-            if (hold != spend) if is_first else not is_within:
+            if (hold != spend) if is_first and case.spent is None else not is_within:
                 yield AuditFinding("holds", case.id, f"{hold} is held; the bytes of {attempt.tx_id} take {spend}")
             is_first = False
 
@@ -376,7 +386,11 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
     hold = {asset: units for asset, units, *_ in case.holds}
     fees = {attempt.tx_id: attempt.fee_lovelace for attempt in case.attempts}
     origin = next((invoice.origin for invoice in case.invoices.values()), None)
-    account = ledger.spending_account(origin, case.is_prepaid)
+    account = (
+        ledger.spending_account(origin, case.is_prepaid)
+        if case.spent is None
+        else ledger.channel_account(_channel_origin(case))
+    )
     last: Entry | None = None
     for step in steps:
         if step.event not in _BOOKED:

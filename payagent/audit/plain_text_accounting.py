@@ -24,7 +24,7 @@ _ACCOUNTS = {
     FEES: "Expenses:Fees",
     EXTERNAL: "Equity:External",
 }
-_ROOTS = {"merchant": "Expenses:Merchant", "prepaid": "Assets:Prepaid"}
+_ROOTS = {"merchant": "Expenses:Merchant", "prepaid": "Assets:Prepaid", "channel": "Assets:Channel"}
 _LAST_DAY = date.max - timedelta(days=1)
 _UNSAFE = re.compile(r"[^A-Za-z0-9]+", re.ASCII)
 

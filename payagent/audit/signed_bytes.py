@@ -13,13 +13,18 @@ from nacl.exceptions import BadSignatureError
 
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.aggregate import OutputRow
-from payagent.core.ledger import add
+from payagent.core.ledger import Units, add
 from payagent.core.money import LOVELACE
 from payagent.core.network import Network
 from payagent.store.audit.payment_records import SignedRow
 from payagent.wallet.tx_decode import DecodedTransaction, Undecodable, decode
 
 Reading = DecodedTransaction
+
+CHANNEL_STEP = "channel_step"
+"""What `differences` calls a transfer that changes a channel."""
+
+_SCRIPT_ADDRESS = b"\x70"  # CIP-19: a script on a test network, without a stake part
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +49,33 @@ def of_all_accounts(owner: Owner, addresses: Mapping[int, str]) -> Owner:
     return replace(owner, accounts=accounts)
 
 
-def read(cbor: bytes) -> Reading | str:
+def read(cbor: bytes, is_channel_step: bool = False) -> Reading | str:
     """The decoded transaction, or the reason why the bytes are not one of ours."""
     try:
-        return decode(cbor)
+        return _step(cbor) if is_channel_step else decode(cbor)
     except (Undecodable, RecursionError, IndexError, KeyError, TypeError) as error:
         return str(error) or type(error).__name__
+
+
+def _step(cbor: bytes) -> Reading:
+    from payagent.wallet.channel_tx import decode_signed_step  # only where there are channels
+
+    return decode_signed_step(cbor)
+
+
+def taken(reading: Reading, spent: Mapping[str, Units], owner: Owner) -> dict[str, int]:
+    """Units per asset that a transaction takes from the wallet, without its fee.
+
+    `spent`: the value of each of the wallet's UTxOs. Anything else that it spends is a channel's.
+    """
+    own = (one for one in reading.outputs if one.address == owner.address.raw)
+    return add(
+        (
+            *(spent.get(f"{tx_id}#{index}", {}) for tx_id, index in reading.inputs),
+            *({asset: -units for asset, units in ((LOVELACE, one.lovelace), *one.assets.items())} for one in own),
+            {LOVELACE: -reading.fee_lovelace},
+        )
+    )
 
 
 def external_value(reading: Reading, owner: Owner) -> dict[str, int]:
@@ -106,12 +132,14 @@ def _is_signed_by(reading: Reading, tx_id: bytes, owner: Owner) -> bool:
 def _pays(reading: Reading, row: SignedRow, outputs: tuple[OutputRow, ...], kind: str, owner: Owner) -> bool:
     """Whether the bytes pay the outputs.
 
-    A cancel pays only the wallet. A `sweep` pays the whole value of its outputs as listed. Others pay each output
-    separately, in order.
+    A cancel pays only the wallet. A `channel_step` pays the wallet and the channel, which is first. A `sweep` pays
+    the whole value of its outputs as listed. Others pay each output separately, in order.
     """
     own = owner.address.raw
-    if row.kind == "cancel":
-        return all(output.address == own for output in reading.outputs)
+    if row.kind == "cancel" or kind == CHANNEL_STEP:
+        others = [place for place, output in enumerate(reading.outputs) if output.address != own]
+        is_kept = others == [0] and reading.outputs[0].address.startswith(_SCRIPT_ADDRESS)
+        return not others or (row.kind == "pay" and is_kept)
     if kind == "sweep":
         flat = [
             (_text(output.address), asset, units)

@@ -40,6 +40,8 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
     yield from _guards(conn)
     if lacking_migrations(conn):
         return  # the other checks read tables and columns that it may lack
+    from payagent.audit.channels import check_channels  # not when the daemon starts: it may have no channels
+
     owner = of_all_accounts(owner, about.account_addresses(conn))
     with shared_out(conn, owner) as payments:
         for table, check in (
@@ -48,6 +50,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
             ("entries", _entries(conn)),
             ("balances", _balances(conn)),
             ("prepaid_moves", check_prepaid(conn)),
+            ("channels", check_channels(conn)),
             ("utxos", _utxos(conn)),
             ("entries", _external_spends(conn)),
             ("limits", check_limits(conn)),
@@ -184,7 +187,7 @@ def check_limits(conn: Connection) -> Iterator[AuditFinding]:
             recount.wrong_counters,
             "limit_counters",
             "{} {} {} {} {}",
-            "it differs from what the holds and uses count",
+            "it differs from what the holds, promises and uses count",
         ),
         (
             recount.unreleased_approval_holds,

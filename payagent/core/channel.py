@@ -70,20 +70,12 @@ class ChannelBooks(Enum):
     USE_AGAIN = "use again"  # the last `unuse`, the other way round
 
 
-class ChannelCount(Enum):
-    """What becomes of the count, the sum of what the merchant charged."""
-
-    ADD = "add"  # the charge comes on top
-    SET = "set"  # it is the merchant's, which our own voucher covers
-    RAISE = "raise"  # it is at least what was claimed on the chain
-
-
 class ChannelAlert(Enum):
     """The alert that is raised or cleared."""
 
-    IF_OVERCLAIMED = "may raise channel_disputed"  # more was claimed than was ever signed
-    IF_TROUBLED = "may raise channel_closing"  # payagent closes it, and not a person
-    CLEAR = "clear"
+    IF_OVERCLAIMED = "may raise channel_disputed"  # if more was claimed than was ever signed
+    IF_TROUBLED = "may raise channel_closing"  # if payagent closes it, and not a person
+    CLEAR = "clear"  # its alert ends; channel_disputed is raised if more was claimed than was ever signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,31 +84,41 @@ class ChannelEffect:
 
     next: ChannelPhase | None = None
     books: ChannelBooks | None = None
-    count: ChannelCount | None = None
     alert: ChannelAlert | None = None
 
 
-_MOVE = ChannelEffect(count=ChannelCount.RAISE, alert=ChannelAlert.IF_OVERCLAIMED)
-_SERVE = ChannelEffect(count=ChannelCount.ADD)
+_SAME = ChannelEffect()
+_MOVED = ChannelEffect(alert=ChannelAlert.IF_OVERCLAIMED)
+_USED = ChannelEffect(books=ChannelBooks.USE)
+_NOTHING_LOCKED = ChannelEffect(ChannelPhase.VOID, ChannelBooks.UNUSE, ChannelAlert.CLEAR)
 
 EFFECTS: Mapping[tuple[ChannelPhase, ChannelEvent], ChannelEffect] = {
-    (ChannelPhase.OPENING, ChannelEvent.OPENED): ChannelEffect(ChannelPhase.OPEN),
-    (ChannelPhase.OPENING, ChannelEvent.OPENING_VOID): ChannelEffect(ChannelPhase.VOID, ChannelBooks.UNUSE),
-    (ChannelPhase.OPENING, ChannelEvent.SERVE): _SERVE,
-    (ChannelPhase.OPEN, ChannelEvent.OPENING_LOST): ChannelEffect(ChannelPhase.OPENING),
-    (ChannelPhase.OPEN, ChannelEvent.PROMISE): ChannelEffect(books=ChannelBooks.USE),
-    (ChannelPhase.OPEN, ChannelEvent.SERVE): _SERVE,
-    (ChannelPhase.OPEN, ChannelEvent.CORRECT): ChannelEffect(books=ChannelBooks.USE, count=ChannelCount.SET),
-    (ChannelPhase.OPEN, ChannelEvent.MOVE): _MOVE,
-    (ChannelPhase.OPEN, ChannelEvent.ADD): ChannelEffect(),
-    (ChannelPhase.OPEN, ChannelEvent.CLOSE): ChannelEffect(ChannelPhase.CLOSING, alert=ChannelAlert.IF_TROUBLED),
-    (ChannelPhase.CLOSING, ChannelEvent.SERVE): _SERVE,
-    (ChannelPhase.CLOSING, ChannelEvent.MOVE): _MOVE,
-    (ChannelPhase.CLOSING, ChannelEvent.ADD): ChannelEffect(),
-    (ChannelPhase.CLOSING, ChannelEvent.END): ChannelEffect(
-        ChannelPhase.ENDED, ChannelBooks.UNUSE, alert=ChannelAlert.CLEAR
+    (ChannelPhase.OPENING, ChannelEvent.OPENED): ChannelEffect(
+        ChannelPhase.OPEN, alert=ChannelAlert.IF_OVERCLAIMED
     ),
-    (ChannelPhase.ENDED, ChannelEvent.END_LOST): ChannelEffect(ChannelPhase.CLOSING, ChannelBooks.USE_AGAIN),
+    (ChannelPhase.OPENING, ChannelEvent.OPENING_VOID): _NOTHING_LOCKED,
+    (ChannelPhase.OPENING, ChannelEvent.SERVE): _SAME,
+    (ChannelPhase.OPENING, ChannelEvent.ADD): _SAME,
+    (ChannelPhase.OPEN, ChannelEvent.OPENING_LOST): ChannelEffect(ChannelPhase.OPENING),
+    (ChannelPhase.OPEN, ChannelEvent.PROMISE): _USED,
+    (ChannelPhase.OPEN, ChannelEvent.SERVE): _SAME,
+    (ChannelPhase.OPEN, ChannelEvent.CORRECT): _USED,
+    (ChannelPhase.OPEN, ChannelEvent.MOVE): _MOVED,
+    (ChannelPhase.OPEN, ChannelEvent.ADD): _SAME,
+    (ChannelPhase.OPEN, ChannelEvent.CLOSE): ChannelEffect(ChannelPhase.CLOSING, alert=ChannelAlert.IF_TROUBLED),
+    # a rollback may take the opening with the transaction that closed the channel
+    (ChannelPhase.CLOSING, ChannelEvent.OPENING_LOST): _SAME,
+    (ChannelPhase.CLOSING, ChannelEvent.OPENED): _MOVED,
+    (ChannelPhase.CLOSING, ChannelEvent.OPENING_VOID): _NOTHING_LOCKED,
+    (ChannelPhase.CLOSING, ChannelEvent.SERVE): _SAME,
+    (ChannelPhase.CLOSING, ChannelEvent.MOVE): _MOVED,
+    (ChannelPhase.CLOSING, ChannelEvent.ADD): _SAME,
+    (ChannelPhase.CLOSING, ChannelEvent.END): ChannelEffect(
+        ChannelPhase.ENDED, ChannelBooks.UNUSE, ChannelAlert.CLEAR
+    ),
+    (ChannelPhase.ENDED, ChannelEvent.END_LOST): ChannelEffect(
+        ChannelPhase.CLOSING, ChannelBooks.USE_AGAIN, ChannelAlert.IF_TROUBLED
+    ),
 }
 """What each event does, by the state before it. A pair that is not here changes nothing: `apply` refuses it."""
 
@@ -170,7 +172,7 @@ class Channel:
     @property
     def most_lost(self) -> int:
         """What the merchant may still take of what is locked."""
-        return max(self.signed - self.claimed, 0)
+        return max(self.signed - self.claimed, 0) if self.phase in LOCKED else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +203,12 @@ class Moved(ChannelMove):
 
     def sets(self, channel: Channel) -> dict[str, Any]:
         at = self.position
+        claimed = channel.claimed if at.claimed is None else at.claimed
         return {
             "ref": at.ref,
             "capacity": at.capacity,
-            "claimed": channel.claimed if at.claimed is None else at.claimed,
+            "claimed": claimed,
+            "count": max(channel.count, claimed),
             "elapse_at_ms": at.elapse_at_ms,
             "is_settled": at.claimed is None,
         }
@@ -229,7 +233,7 @@ class OpeningVoid(ChannelMove):
     event = ChannelEvent.OPENING_VOID
 
     def sets(self, channel: Channel) -> dict[str, Any]:
-        return {"deposited": 0, "capacity": 0}
+        return {"deposited": 0, "capacity": 0, "claimed": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +251,10 @@ class Promise(ChannelMove):
 
 @dataclass(frozen=True, slots=True)
 class Served(ChannelMove):
-    """`voucher`: the signature in hex of the voucher for `amount`, which the merchant answered."""
+    """`voucher`: the signature in hex of the voucher for `amount`, which the merchant answered.
+
+    The count never passes `amount`: the chain may have shown this charge before its answer came.
+    """
 
     event = ChannelEvent.SERVE
     charged: int
@@ -255,7 +262,8 @@ class Served(ChannelMove):
     amount: int
 
     def sets(self, channel: Channel) -> dict[str, Any]:
-        return {"count": channel.count + self.charged, **_answered(self.voucher, self.amount)}
+        count = max(channel.count, min(channel.count + self.charged, self.amount))
+        return {"count": count, **_answered(self.voucher, self.amount)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,8 +336,6 @@ def apply(channel: Channel, move: ChannelMove, now_ms: int) -> tuple[Channel, tu
     if effect is None:
         raise Refused("wrong_state", f"a channel that is {channel.phase} cannot take {move.event}")
     after = replace(channel, phase=effect.next or channel.phase, updated_at_ms=now_ms, **move.sets(channel))
-    if effect.count is ChannelCount.RAISE:
-        after = replace(after, count=max(after.count, after.claimed))
     spent = {
         None: 0,
         ChannelBooks.USE: after.signed - channel.signed,
@@ -350,7 +356,7 @@ def apply(channel: Channel, move: ChannelMove, now_ms: int) -> tuple[Channel, tu
 def _alerts(channel: Channel, alert: ChannelAlert | None) -> tuple[Change, ...]:
     subject = channel_subject(channel.id)
     facts = {"channel": channel.id, "merchant": channel.origin}
-    if alert is ChannelAlert.IF_OVERCLAIMED and channel.claimed > channel.signed:
+    if alert in (ChannelAlert.IF_OVERCLAIMED, ChannelAlert.CLEAR) and channel.claimed > channel.signed:
         claimed, signed = (format_amount(channel.asset, units) for units in (channel.claimed, channel.signed))
         detail = f"{channel.origin} claimed {claimed} from its channel, and payagent has signed {signed}"
         return (Raise("channel_disputed", subject, {"detail": detail, **facts}),)
@@ -371,7 +377,7 @@ class CallState(StrEnum):
     """The state of a call that a channel pays."""
 
     PROMISED = "promised"  # its voucher may have left; no answer counts yet
-    SERVED = "served"
+    SERVED = "served"  # the merchant served it
     PAID_NOT_SERVED = "paid_not_served"  # the merchant counted it and did not serve it
     VOID = "void"  # the merchant's count excludes it, so it paid nothing
 

@@ -143,7 +143,7 @@ def _accounts(report: Row, names: Mapping[str, str]) -> list[dict[str, Any]]:
     keys = sorted({**opening, **closing}, key=lambda key: (key[0] not in _ACCOUNTS, key[0] != WALLET, key[0]))
     return [
         {
-            "name": _ACCOUNTS.get(account) or f"Prepaid at {_named(account, names)}",
+            "name": _ACCOUNTS.get(account) or _named(account, names),
             "asset": asset,
             "opening": opening.get((account, asset), 0),
             "closing": closing.get((account, asset), 0),
@@ -153,5 +153,5 @@ def _accounts(report: Row, names: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _named(account: str, names: Mapping[str, str]) -> str:
-    origin = account.partition(":")[2]
-    return names.get(origin, origin)
+    kind, _, origin = account.partition(":")
+    return f"{'Prepaid' if kind == 'prepaid' else 'In a channel'} at {names.get(origin, origin)}"

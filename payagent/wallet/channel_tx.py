@@ -31,6 +31,8 @@ from payagent.wallet.tx_decode import (
     ARRAY,
     MAP,
     NUMBER,
+    DecodedOutput,
+    DecodedTransaction,
     Reader,
     Undecodable,
     read_bytes,
@@ -347,6 +349,25 @@ def _require_shape(step: str, body: Mapping[int, Any]) -> None:
     elif output is not None:
         tags = [channel_tag(*ref) for ref in body[0]]
         _require(output.terms.tag in tags and not output.stage.subbed, "a new channel has the tag of an input")
+
+
+def decode_signed_step(raw: bytes) -> DecodedTransaction:
+    """Decode a step with the signature of its one key, as a payment's transaction. Raises Undecodable, IndexError.
+
+    `inputs` are those beside the channel. The channel, if it goes on, is the first output.
+    """
+    _, end = _body(raw, 1)
+    key, at = read_fixed(raw, end + 1, b"\x00" + cbor.TAGGED_SET + b"\x81\x82\x58\x20", 32, "it has no signature")
+    signature, at = read_fixed(raw, at, b"\x58\x40", 64, "its signature is not of 64 bytes")
+    step = _step(raw[:end] + bytes((raw[end] - 1,)) + raw[at:])
+    outputs = [DecodedOutput(*one, 0) for one in step.others]
+    if (channel := step.output) is not None:
+        assets = {asset: units for asset, units in channel.value.items() if asset != LOVELACE}
+        outputs.insert(0, DecodedOutput(script_address(channel.terms.script_hash), channel.lovelace, assets, 0))
+    inputs = tuple((tx_id.hex(), index) for tx_id, index in step.inputs if (tx_id, index) != step.channel_input)
+    return DecodedTransaction(
+        raw[1:end], inputs, tuple(outputs), step.fee, step.ttl_slot, None, ((key, signature),), None
+    )
 
 
 def _body(buf: bytes, at: int) -> tuple[dict[int, Any], int]:

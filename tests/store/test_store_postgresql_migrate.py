@@ -54,6 +54,7 @@ def test_a_ledger_of_the_first_schema_opens_with_its_rows_and_todays_guards(url:
     with closing(PostgresqlConnection(url)) as conn:
         schema.drop_guards(conn)
         conn.execute("DROP TABLE channel_calls, channel_steps, channels")
+        conn.execute("DROP INDEX entries_of_channels")
         conn.execute("UPDATE gate SET schema = ?", (next(iter(MIGRATIONS)),))
     with daemon_on(url, "today") as today:
         today.note("added", account=None)

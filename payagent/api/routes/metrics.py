@@ -38,6 +38,8 @@ from payagent.store.rows import (
     topups,
 )
 
+UNSERVED_MAX = 100
+
 Checks = Callable[[], Mapping[str, str | None]]
 """The problem that each check found; None if it passed."""
 
@@ -77,6 +79,8 @@ def families(
     yield from _payments(context)
     yield from _wallet(context)
     yield from _merchants(context)
+    if context.config.channels is not None:
+        yield from _channels(context)
     yield from _providers(context)
     if status is not None:
         yield from _fleet(status)
@@ -207,6 +211,31 @@ def _merchants(context: AgentContext) -> Iterator[Family]:
         "Payments to the merchant that are in no block yet.",
         by_label("merchant", in_flight),
     )
+
+
+def _channels(context: AgentContext) -> Iterator[Family]:
+    from payagent.store.rows import channels
+
+    conn, now_ms = context.conn, context.ports.clock.now_ms()
+    of = [(merchant_label(context.config, one.origin), one) for one in channels.locked_channels(conn)]
+    for metric, about, numbers in (
+        (
+            "locked_lovelace",
+            "Lovelace in channels at the merchant, its claims left out.",
+            {name: sum(one.deposited - one.claimed for at, one in of if at == name) for name, _ in of},
+        ),
+        (
+            "unserved_calls",
+            f"Calls in a row charged and not served, {UNSERVED_MAX} at most.",
+            {name: channels.unserved_in_a_row(conn, one.id, UNSERVED_MAX) for name, one in of},
+        ),
+        (
+            "elapse_seconds",
+            "Until what is left in a closing channel may be taken back.",
+            {name: max(one.elapse_at_ms - now_ms, 0) // 1000 for name, one in of if one.elapse_at_ms is not None},
+        ),
+    ):
+        yield Family(f"payagent_channel_{metric}", "gauge", about, by_label("merchant", numbers))
 
 
 def _providers(context: AgentContext) -> Iterator[Family]:

@@ -30,7 +30,7 @@ from payagent.api.routes.prepaid import all_pools
 from payagent.audit.finding import Progress
 from payagent.audit.reconcile import AssetReconciliation, Difference, Doubt, InFlight, Told, reconcile
 from payagent.chain.address_history import History, read_history
-from payagent.chain.provider import BlockSeen, ChainReader, NotFound, Read, denies
+from payagent.chain.provider import BlockSeen, ChainReader, Found, NotFound, Read, denies
 from payagent.core.aggregate import TxSeen
 from payagent.core.network import SlotClock
 from payagent.core.problems import Refused
@@ -180,6 +180,25 @@ async def _compare(
         steps = reconcile(conn, history, looked_up, booked_height, bounds.since_slot, is_forked=is_forked)
         while (result := await _in_thread(partial(next, steps, None))) is not None:
             yield result
+        if context.config.channels is not None:
+            async for result in _channels(provider, conn):
+                yield result
+
+
+async def _channels(provider: ChainReader, conn: Connection) -> AsyncIterator[Told]:
+    """Compare what each channel holds with the ledger: its account, and what is promised and not claimed."""
+    from payagent.agent.channels.positions import address_of  # only where channels are on
+    from payagent.store.rows.channels import channels_at_rest
+
+    for channel in await _in_thread(partial(channels_at_rest, conn)):
+        read = await provider.script_utxos(address_of(channel.script_hash).text)
+        units = {utxo.ref: utxo.lovelace for utxo in read.value} if isinstance(read, Found) else {}
+        has, booked = units.get(channel.ref or ""), channel.deposited - channel.claimed
+        if has is None:
+            yield Doubt(f"what channel {channel.id} holds: the provider does not show its output {channel.ref}")
+        elif has != booked:
+            what = f"the chain shows {has} lovelace in it, the ledger has {booked}"
+            yield Difference("differing", "channels", channel.id, (channel.ref or "").partition("#")[0], what)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

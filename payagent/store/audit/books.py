@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from payagent.core.ledger import add
+from payagent.core.payment.machine import ENDED_WITHOUT_PAYING, POSTED
 from payagent.store.audit.payment_records import value_of
 from payagent.store.db.seals import row_text
-from payagent.store.db.sql import find_each, find_one, places
+from payagent.store.db.sql import find_each, find_one, places, sql_list
 from payagent.store.db.triggers import KEPT, TRIGGERS
 from payagent.store.rows.journal import EntryRow
 
-REFERRING = (*sorted(KEPT), "reservations")
-"""The tables of record, whose rows are never deleted, and the table that says which payment reserved which UTxO.
-"""
+REFERRING = (*sorted(KEPT), "reservations", "channel_calls", "channel_steps")
+"""The tables of record, whose rows are never deleted, and others whose rows name a payment or a channel."""
 
 
 class Seal(NamedTuple):
@@ -45,7 +45,8 @@ def unpaid_ends(conn: sqlite3.Connection) -> Iterator[int]:
         conn,
         int,
         "SELECT rowid FROM intents i WHERE ended_at_ms IS NOT NULL "
-        "AND NOT EXISTS (SELECT 1 FROM payments WHERE intent_id = i.id)",
+        "AND NOT EXISTS (SELECT 1 FROM payments WHERE intent_id = i.id) "
+        "AND NOT EXISTS (SELECT 1 FROM channel_calls WHERE intent_id = i.id)",
     )
 
 
@@ -97,10 +98,35 @@ def broken_references(conn: sqlite3.Connection, table: str) -> Iterator[tuple[in
 
 
 def unmoved(conn: sqlite3.Connection) -> Iterator[tuple[int, int]]:
-    """(entry, number of prepaid moves) for every `use` or `use_reversed` entry that books not one move."""
+    """(entry, number of prepaid moves) for every `use` or `use_reversed` entry that books not one move.
+
+    One that names a channel books none.
+    """
     return conn.execute(
         "SELECT j.id, COUNT(m.seq) FROM entries j LEFT JOIN prepaid_moves m ON m.entry_id = j.id "
-        "WHERE j.kind IN ('use', 'use_reversed') GROUP BY j.id HAVING COUNT(m.seq) <> 1"
+        "WHERE j.kind IN ('use', 'use_reversed') GROUP BY j.id "
+        "HAVING COUNT(m.seq) <> CASE WHEN j.ref IN (SELECT id FROM channels) THEN 0 ELSE 1 END"
+    )
+
+
+def channel_sums(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int, int, int, int]]:
+    """(channel, promised, charged, used, locked, under way) of every channel, in units of its asset.
+
+    Promised and charged by its calls, used by the entries of its promises, locked by those of the payments that
+    change it. Under way: how many of these payments are neither over nor booked.
+    """
+    total, lines = "SELECT CAST(COALESCE(SUM({}), 0) AS BIGINT)", "JOIN postings q ON q.entry_id = j.id"
+    return conn.execute(
+        f"SELECT c.id, ({total.format('promised')} FROM channel_calls WHERE channel_id = c.id), "  # noqa: S608
+        f"({total.format('charged')} FROM channel_calls WHERE channel_id = c.id), "
+        f"({total.format('q.units')} FROM entries j {lines} WHERE j.kind IN ('use', 'use_reversed') "
+        "AND j.ref = c.id AND q.account = 'merchant:' || c.origin AND q.asset = c.asset), "
+        f"({total.format('q.units')} FROM channel_steps s JOIN entries j ON j.payment_id = s.payment_id {lines} "
+        "WHERE s.channel_id = c.id AND q.account = 'channel:' || c.origin AND q.asset = c.asset), "
+        "(SELECT COUNT(*) FROM channel_steps s JOIN payments p ON p.id = s.payment_id WHERE s.channel_id = c.id "
+        f"AND s.step <> 'close' AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)} "
+        f"AND NOT (s.is_booked = 1 AND p.state IN {sql_list(*POSTED)})) "
+        "FROM channels c ORDER BY c.seq"
     )
 
 

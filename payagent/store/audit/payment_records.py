@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from payagent.core.aggregate import AttemptKind, OutputRow
 from payagent.core.money import LOVELACE
-from payagent.store.db.sql import find_all
+from payagent.store.db.sql import find_all, places
 from payagent.store.rows.events import EventRow
 from payagent.store.rows.journal import EntryRow
 from payagent.store.rows.payments import load_outputs
@@ -68,7 +68,10 @@ class InvoiceTerms(NamedTuple):
 
 
 class IntentFacts(NamedTuple):
-    """An intent, and when a request that it paid for was first served."""
+    """An intent, and when a request that it paid for was first served.
+
+    `ended_at_ms`: None if a call of a channel paid for it, whose answer ends it.
+    """
 
     number: int
     app_id: str
@@ -93,6 +96,8 @@ class Case(NamedTuple):
     `standing`: the columns of its row that may change (`STANDING`).
     `holds`: (asset, units, at_ms, released_at_ms). `submissions`: (seq, provider, at_ms).
     `utxos`: what its attempts made for its account. `reserved`: the UTxOs reserved for it.
+    `spent`: of a transfer that changes a channel, the value of each of the wallet's UTxOs that it spends; None of
+    any other payment. The `inputs` of its attempts are then only these.
     """
 
     id: str
@@ -114,6 +119,7 @@ class Case(NamedTuple):
     utxos: tuple[UtxoMade, ...]
     reserved: frozenset[str]
     account: int = 0
+    spent: Mapping[str, Mapping[str, int]] | None = None
 
 
 STANDING = (
@@ -125,7 +131,9 @@ STANDING = (
 _CASES = f"""
 SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool_id IS NOT NULL, p.created_at_ms, p.first_invoice_seq,
        p.account, {", ".join(f"p.{name}" for name in STANDING)},
-       i.rowid, i.id, i.app_id, i.origin, i.is_key_derived, i.ended_at_ms,
+       i.rowid, i.id, i.app_id, i.origin, i.is_key_derived,
+       CASE WHEN NOT EXISTS (SELECT 1 FROM channel_calls n WHERE n.intent_id = i.id AND n.state <> 'void')
+         THEN i.ended_at_ms END,
        (SELECT COUNT(*) FROM payments q WHERE q.intent_id = p.intent_id),
        v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment
 FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice_seq
@@ -219,6 +227,11 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
     for row in conn.execute(_CASES, (first, last)):
         belongings = {table: rows.of(row[0]) for table, rows in tables.items()}
         events = tuple(EventRow(*event[1:]) for event in belongings["events"])
+        attempts = tuple(_signed(*attempt[1:]) for attempt in belongings["attempts"])
+        spent = None
+        if row[2] == "send" and row[_INTENT_AT + 3]:
+            spent = _spent(conn, attempts)
+            attempts = tuple(one._replace(inputs=tuple(filter(spent.get, one.inputs))) for one in attempts)
         yield Case(
             id=row[1],
             kind=row[2],
@@ -235,7 +248,8 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
                 for terms in (row[_INVOICE_AT:], *(row_terms[1:] for row_terms in belongings["invoices"]))
                 if terms[0] is not None
             },
-            attempts=tuple(_signed(*attempt[1:]) for attempt in belongings["attempts"]),
+            attempts=attempts,
+            spent=spent,
             events=events,
             holds=tuple(hold[1:] for hold in belongings["holds"]),
             entries=_entries(belongings["entries"]),
@@ -249,6 +263,12 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
             ),
             reserved=frozenset(ref for _, ref in belongings["reservations"]),
         )
+
+
+def _spent(conn: sqlite3.Connection, attempts: tuple[SignedRow, ...]) -> dict[str, dict[str, int]]:
+    refs = [ref for attempt in attempts for ref in attempt.inputs]
+    rows = conn.execute(f"SELECT ref, lovelace, assets FROM utxos WHERE ref IN ({places(len(refs))})", refs)  # noqa: S608
+    return {ref: value_of(lovelace, assets) for ref, lovelace, assets in rows}
 
 
 def signed_transactions(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[SignedTransaction]:

@@ -1,4 +1,4 @@
-"""Recomputes the counters of the limits from holds and uses, and yields the rows that disagree.
+"""Recomputes the counters of the limits from holds, promises and uses, and yields the rows that disagree.
 
 `limit_counters` keeps sums to make decisions fast. An audit trusts none of them.
 Never: writes; judges; holds a whole table in memory.
@@ -84,26 +84,32 @@ _Counters = Iterator[tuple[str, str, str, int, int]]
 
 
 def wrong_counters(conn: sqlite3.Connection) -> _Counters:
-    """Counters that differ from what holds and uses add up to. Uses count against the limits of apps only."""
+    """Counters that differ from what holds, promises and uses add up to.
+
+    Promises of channels count as payments do. Uses count against the limits of apps only.
+    """
     yield from _wrong_finest(conn)
     yield from _wrong_longer(conn)
     yield from _wrong_wider(conn)
 
 
 def _wrong_finest(conn: sqlite3.Connection) -> _Counters:
-    """Compare the shortest spans of an app at a merchant with the holds and uses themselves."""
+    """Compare the shortest spans of an app at a merchant with the holds, promises and uses themselves."""
     at_ms = f"COALESCE(h.counted_from_ms, {OPEN_MS})"
-    of_holds = (
-        f"SELECT p.app_id, i.origin, h.asset, {_FINEST}, {at_ms} / {_FINEST} * {_FINEST}, 'paid', {_COUNTED} "  # noqa: S608
+    paid = (
+        f"SELECT h.app_id, h.origin, h.asset, {_FINEST}, h.at_ms / {_FINEST} * {_FINEST}, 'paid', {_COUNTED} "  # noqa: S608
+        f"FROM (SELECT p.app_id, i.origin, h.asset, {at_ms} AS at_ms, h.counted_units "
         "FROM holds h JOIN payments p ON p.id = h.payment_id JOIN intents i ON i.id = p.intent_id "
-        "WHERE h.counted_units IS NOT NULL GROUP BY 1, 2, 3, 5"
+        "WHERE h.counted_units IS NOT NULL UNION ALL "
+        "SELECT n.app_id, c.origin, c.asset, n.counted_at_ms, n.promised "
+        "FROM channel_calls n JOIN channels c ON c.id = n.channel_id) h GROUP BY 1, 2, 3, 5"
     )
     of_uses = (
         f"SELECT h.app_id, o.origin, h.asset, {_FINEST}, "  # noqa: S608
         f"h.counted_at_ms / {_FINEST} * {_FINEST}, 'used', {_COUNTED} "
         "FROM prepaid_uses h JOIN prepaid_pools o ON o.id = h.pool_id GROUP BY 1, 2, 3, 5"
     )
-    yield from _differing(conn, f"{of_holds} UNION ALL {of_uses}", _FINE)
+    yield from _differing(conn, f"{paid} UNION ALL {of_uses}", _FINE)
 
 
 def _wrong_longer(conn: sqlite3.Connection) -> _Counters:

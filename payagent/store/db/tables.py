@@ -641,8 +641,23 @@ CREATE INDEX admission_requests_open ON admission_requests(account) WHERE ended_
 IS_OURS = "(q.account LIKE 'wallet%' OR q.account LIKE 'held%')"
 """SQL: the postings q of the wallet and of what is held, of any account (core.ledger)."""
 
-IS_SPEND = f"j.kind IN ('post', 'post_reversed', 'release') AND NOT {IS_OURS}"
-"""SQL: the postings q of entries j that show value leaving the wallet, or returning after a rollback."""
+IS_SPEND = (
+    f"(j.kind IN ('post', 'post_reversed', 'release') AND NOT {IS_OURS} AND q.account NOT LIKE 'channel:%' "
+    "OR j.kind IN ('use', 'use_reversed') AND j.pool_id IS NULL AND q.account LIKE 'merchant:%')"
+)
+"""SQL: the postings q of entries j that show value leaving the wallet, or returning after a rollback.
+
+What a channel locks is spent when a voucher promises it.
+"""
+
+CHANNEL_OF_ENTRY = "LEFT JOIN channels k ON k.id = j.ref AND j.payment_id IS NULL"
+"""SQL: the channel k of an entry j that books a promise; such an entry has no payment."""
+
+APP_OF_PROMISE = (
+    "(SELECT n.app_id FROM channel_calls n WHERE n.channel_id = k.id AND n.created_at_ms = j.at_ms "
+    "AND n.promised > 0 LIMIT 1)"
+)
+"""SQL: the app whose call made a promise: the call and its entry are of one commit."""
 
 
 def _ada(asset: str, units: str) -> str:
@@ -656,8 +671,6 @@ def _iso_time(ms: str) -> str:
     return f"strftime('%Y-%m-%dT%H:%M:%S', {ms} / 1000, 'unixepoch') || printf('.%03dZ', {ms} % 1000)"
 
 
-# For people who read the file (ledger-views.md explains each column); our code reads none of them. Output totals
-# are summed in halves, since those of a refused invoice are unbounded: NULL if no column can hold the sum.
 CHANNEL_TABLES = """
 -- A channel at a merchant (core.channel.Channel). id: its tag. Amounts are in units of its asset.
 CREATE TABLE channels (
@@ -724,11 +737,16 @@ CREATE TABLE channel_calls (
 CREATE UNIQUE INDEX channel_calls_of_intent ON channel_calls(intent_id) WHERE state <> 'void';
 CREATE UNIQUE INDEX channel_calls_unanswered ON channel_calls(channel_id) WHERE state = 'promised';
 CREATE INDEX channel_calls_by_channel ON channel_calls(channel_id, seq);
+CREATE INDEX channel_calls_by_time ON channel_calls(channel_id, created_at_ms);
+CREATE INDEX entries_of_channels ON entries(ref) WHERE kind IN ('use', 'use_reversed');
 """
 
+# For people who read the file (ledger-views.md explains each column); our code reads none of them. Output totals
+# are summed in halves, since those of a refused invoice are unbounded: NULL if no column can hold the sum.
 VIEWS = f"""
 CREATE VIEW v_payments AS
-SELECT p.id AS payment, p.kind AS kind, p.state AS state, p.delivery AS delivery, v.origin AS merchant,
+SELECT p.id AS payment, p.kind AS kind, p.state AS state, p.delivery AS delivery,
+       COALESCE(v.origin, NULLIF(i.origin, '')) AS merchant,
        a.name AS app, v.invoice_id AS invoice_id, p.asset AS asset, p.units AS units,
        {_ada("p.asset", "p.units")} AS ada, t.fee_lovelace AS fee_lovelace, p.tx_id AS tx_id,
        p.block_height AS block_height, {_iso_time("p.created_at_ms")} AS created_at,
@@ -743,16 +761,20 @@ FROM (
   FROM (SELECT q.*, COALESCE(w.outputs, q.outputs) AS owed FROM payments q
         LEFT JOIN invoices w ON w.seq = q.invoice_seq)) p
 JOIN apps a ON a.id = p.app_id
+LEFT JOIN intents i ON i.id = p.intent_id
 LEFT JOIN invoices v ON v.seq = p.invoice_seq
 LEFT JOIN attempts t ON t.tx_id = p.tx_id;
 
 CREATE VIEW v_spend AS
 SELECT {_iso_time("j.at_ms")} AS at, strftime('%Y-%m-%d', j.at_ms / 1000, 'unixepoch') AS day,
-       j.id AS entry, j.kind AS kind, j.payment_id AS payment, v.origin AS merchant, a.name AS app,
+       j.id AS entry, j.kind AS kind, j.payment_id AS payment,
+       COALESCE(v.origin, k.origin, NULLIF(i.origin, '')) AS merchant, a.name AS app,
        q.account AS account, q.asset AS asset, q.units AS units, {_ada("q.asset", "q.units")} AS ada
 FROM entries j JOIN postings q ON q.entry_id = j.id AND {IS_SPEND}
-JOIN payments p ON p.id = j.payment_id
-JOIN apps a ON a.id = p.app_id
+{CHANNEL_OF_ENTRY}
+LEFT JOIN payments p ON p.id = j.payment_id
+LEFT JOIN apps a ON a.id = COALESCE(p.app_id, {APP_OF_PROMISE})
+LEFT JOIN intents i ON i.id = p.intent_id
 LEFT JOIN invoices v ON v.seq = p.invoice_seq;
 
 CREATE VIEW v_refusals AS
@@ -782,4 +804,19 @@ JOIN prepaid_pools o ON o.id = c.pool_id
 LEFT JOIN prepaid_costs k ON k.pool_id = c.pool_id AND k.unit = c.unit
 LEFT JOIN merchant_reports s
   ON s.seq = (SELECT MAX(seq) FROM merchant_reports WHERE pool_id = c.pool_id);
+
+CREATE VIEW v_channels AS
+SELECT id AS channel, origin AS merchant, phase AS state, asset, deposited, capacity, signed, count, claimed,
+       returned, {_ada("asset", "signed")} AS signed_ada, {_iso_time("elapse_at_ms")} AS elapse_at,
+       {_iso_time("created_at_ms")} AS created_at, {_iso_time("updated_at_ms")} AS updated_at, problem
+FROM channels;
+
+CREATE VIEW v_channel_calls AS
+SELECT {_iso_time("n.created_at_ms")} AS at, n.id AS call, n.channel_id AS channel, k.origin AS merchant,
+       a.name AS app, i.request AS request, n.state AS state, k.asset AS asset, n.price AS price,
+       n.promised AS promised, n.charged AS charged, {_ada("k.asset", "n.charged")} AS charged_ada
+FROM channel_calls n
+JOIN channels k ON k.id = n.channel_id
+JOIN apps a ON a.id = n.app_id
+JOIN intents i ON i.id = n.intent_id;
 """  # noqa: S608  our own names

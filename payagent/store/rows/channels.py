@@ -19,6 +19,9 @@ _STEP = """
 SELECT s.payment_id, s.channel_id, s.step, s.units, s.is_booked, p.state
 FROM channel_steps s JOIN payments p ON p.id = s.payment_id"""
 
+CHANNELS_APP = "app_channels"
+"""The app of the steps that payagent makes by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelStepRow:
@@ -100,13 +103,26 @@ def followed_channels(conn: Connection, account: int) -> list[Channel]:
     )
 
 
+def channels_at_rest(conn: Connection) -> list[Channel]:
+    """Channels that the chain shows and that no payment is about to change, but those that are settled."""
+    return find_all(
+        conn,
+        _channel,
+        f"{_CHANNEL} WHERE phase IN {sql_list(*LOCKED)} AND ref IS NOT NULL AND is_settled = 0 AND NOT EXISTS ("  # noqa: S608
+        "SELECT 1 FROM channel_steps s JOIN payments p ON p.id = s.payment_id WHERE s.channel_id = channels.id "
+        f"AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)} AND NOT (p.state IN {sql_list(*POSTED)} "
+        "AND (s.is_booked = 1 OR s.step = 'close'))) ORDER BY seq",
+    )
+
+
 def channels_page(conn: Connection, before_seq: int | None, limit: int) -> list[tuple[int, Channel]]:
     """Channels with their numbers, newest first."""
     return find_all(
         conn,
         lambda seq, *columns: (seq, _channel(*columns)),
-        f"SELECT seq, {', '.join(_NAMES)} FROM channels WHERE ? IS NULL OR seq < ? ORDER BY seq DESC LIMIT ?",  # noqa: S608
-        (before_seq, before_seq, limit),
+        f"SELECT seq, {', '.join(_NAMES)} FROM channels WHERE seq < COALESCE(?, {2**63 - 1}) "  # noqa: S608
+        "ORDER BY seq DESC LIMIT ?",
+        (before_seq, limit),
     )
 
 
@@ -233,8 +249,8 @@ def calls_page(conn: Connection, channel_id: str, before_seq: int | None, limit:
     return find_all(
         conn,
         _call,
-        f"{_CALL} WHERE channel_id = ? AND (? IS NULL OR seq < ?) ORDER BY seq DESC LIMIT ?",
-        (channel_id, before_seq, before_seq, limit),
+        f"{_CALL} WHERE channel_id = ? AND seq < COALESCE(?, {2**63 - 1}) ORDER BY seq DESC LIMIT ?",
+        (channel_id, before_seq, limit),
     )
 
 

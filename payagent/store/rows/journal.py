@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from payagent.store.db.sql import number, sums, whole
-from payagent.store.db.tables import IS_OURS, IS_SPEND
+from payagent.store.db.tables import APP_OF_PROMISE, CHANNEL_OF_ENTRY, IS_OURS, IS_SPEND
 
 _SUMS = sums("units")
 
@@ -20,9 +20,10 @@ _SUMS = sums("units")
 class Selection:
     """Which entries to read; None does not filter. The period includes `since_ms` and excludes `until_ms`.
 
-    `origin`, `app` (id or name) and `state` are those of the entry's payment. For a use of a prepaid balance they
-    are its merchant and the app that made the request. `asset` filters postings. `text` is a case-insensitive part
-    of the entry's or payment's names (`_NAMES`). `after_id`: entries that were written later than this one.
+    `origin`, `app` (id or name) and `state` are those of the entry's payment. For a use of a prepaid balance or of
+    a channel they are its merchant and the app that made the request. `asset` filters postings. `text` is a
+    case-insensitive part of the entry's or payment's names (`_NAMES`). `after_id`: entries that were written later
+    than this one.
     """
 
     since_ms: int | None = None
@@ -88,9 +89,11 @@ _APP_OF_MOVE = (
 
 _ENTRIES = (
     "entries j LEFT JOIN payments p ON p.id = j.payment_id LEFT JOIN invoices v ON v.seq = p.invoice_seq "
-    f"LEFT JOIN apps a ON a.id = COALESCE(p.app_id, {_APP_OF_MOVE}) LEFT JOIN intents i ON i.id = p.intent_id "
-    "LEFT JOIN prepaid_pools o ON o.id = j.pool_id"
+    f"LEFT JOIN prepaid_pools o ON o.id = j.pool_id {CHANNEL_OF_ENTRY} LEFT JOIN intents i ON i.id = p.intent_id "
+    f"LEFT JOIN apps a ON a.id = COALESCE(p.app_id, {_APP_OF_MOVE}, {APP_OF_PROMISE})"
 )
+_ORIGIN = "COALESCE(v.origin, o.origin, k.origin, NULLIF(i.origin, ''))"
+"""SQL: an entry's merchant. A transfer that changes a channel has it in its intent."""
 _NAMES = (
     *(
         "j.kind",
@@ -122,7 +125,7 @@ def _chosen(only: Selection) -> dict[str, object]:
     return {
         "j.at_ms >= ?": only.since_ms,
         "j.at_ms < ?": only.until_ms,
-        "COALESCE(v.origin, o.origin) = ?": only.origin,
+        f"{_ORIGIN} = ?": only.origin,
         "? IN (a.id, a.name)": only.app,
         "j.kind = ?": only.kind,
         "p.state = ?": only.state,
@@ -139,7 +142,7 @@ def _where(clauses: Mapping[str, object]) -> tuple[str, list[object]]:
 SpendKey = Literal["merchant", "app", "path", "destination", "hour", "day", "week", "month"]
 _PATH_ON = "substr(i.request, instr(i.request, ' ') + 1)"
 _SPEND_KEYS: Mapping[SpendKey, str] = {
-    "merchant": "v.origin",
+    "merchant": _ORIGIN,
     "app": "a.name",
     "path": f"substr({_PATH_ON}, 1, instr(replace({_PATH_ON}, '?', ' '), ' ') - 1)",
     "destination": "CASE WHEN p.kind IN ('send', 'sweep') AND p.outputs -> 0 ->> 'role' = 'pay_to' "
@@ -157,7 +160,7 @@ _SPEND_PARTS = ", ".join(
 )
 
 
-_TIMES = "CASE WHEN j.kind = 'post_reversed' THEN -1 ELSE 1 END AS times"
+_TIMES = "CASE j.kind WHEN 'post_reversed' THEN -1 WHEN 'use_reversed' THEN 0 ELSE 1 END AS times"
 
 
 def balances(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
@@ -193,13 +196,14 @@ def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tup
 def moved(
     conn: sqlite3.Connection, since_ms: int, until_ms: int, after_id: int
 ) -> list[tuple[str | None, str, str, int]]:
-    """(kind of entry, account, asset, units) of the wallet, of what is held, and of prepaid balances.
+    """(kind of entry, account, asset, units) of the wallet, what is held, prepaid balances, and channels.
 
     Of the entries after `after_id` and before `until_ms`. Kind None: all of them before `since_ms`.
     """
     rows = conn.execute(
         f"SELECT CASE WHEN j.at_ms >= ? THEN j.kind END AS moved_by, q.account, q.asset, {_SUMS} "  # noqa: S608  our own names
-        f"FROM entries j CROSS JOIN postings q ON q.entry_id = j.id AND ({IS_OURS} OR q.account LIKE 'prepaid:%') "
+        f"FROM entries j CROSS JOIN postings q ON q.entry_id = j.id AND ({IS_OURS} OR q.account LIKE 'prepaid:%' "
+        "OR q.account LIKE 'channel:%') "
         "WHERE j.at_ms < ? AND j.id > ? GROUP BY moved_by, q.account, q.asset",
         (since_ms, until_ms, after_id),
     )
@@ -226,7 +230,7 @@ def entries_page(
         }
     )
     heads = conn.execute(
-        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), a.name "  # noqa: S608
+        f"SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, {_ORIGIN}, a.name "  # noqa: S608
         f"FROM {_ENTRIES}{where} ORDER BY j.id DESC LIMIT ?",
         (*values, limit),
     ).fetchall()
@@ -237,7 +241,7 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
     """Spend by group and asset, without empty rows. Each entry is in one group, so the groups add up.
 
     Spend is what one of our transactions on the chain moved out: the posts of payments and the fees of cancels,
-    minus reversals.
+    minus reversals. Of a channel it is what its vouchers promise.
     """
     keys = [f"MIN({_SPEND_KEYS[key]}) AS key{place}" for place, key in enumerate(by)]
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
@@ -295,7 +299,7 @@ def booked(
     """The selected entries, oldest first and row by row: (entry, merchant's origin, app id, app name)."""
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
     rows = conn.execute(
-        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), a.id, a.name, "  # noqa: S608
+        f"SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, {_ORIGIN}, a.id, a.name, "  # noqa: S608
         "q.account, q.asset, q.units "
         f"FROM {_ENTRIES} JOIN postings q ON q.entry_id = j.id{where} ORDER BY j.id, q.seq",
         values,

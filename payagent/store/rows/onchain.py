@@ -12,6 +12,7 @@ from typing import Any
 
 from payagent.core.aggregate import AttemptKind, ExternalSpendRow
 from payagent.core.ledger import HELD, WALLET, add, general_account
+from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import BY_A_BLOCK, IN_NO_BLOCK, SIGNED_UNPOSTED, State
 from payagent.store.db.sql import exists, find_all, find_one, number, sql_list
 from payagent.store.rows import journal, payments
@@ -29,6 +30,7 @@ Units = Mapping[str, int]
 class OwnTx:
     """An attempt, and its payment as it is now. `stands`: this is the payment's current attempt.
 
+    `hold`: what it takes from the wallet; below zero if it brings back what a channel held.
     `booked`: what the entries moved in the accounts wallet and held.
     """
 
@@ -207,8 +209,17 @@ def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
         return None
     payment_id, state, kind, stands, fee_lovelace = row
     booked = booked_payment(conn, payment_id).get(tx_id, {})
-    hold = payments.hold(conn, payment_id)
+    hold = add((payments.hold(conn, payment_id), {LOVELACE: -returned_by(conn, payment_id)}))
     return OwnTx(payment_id, State(state), kind, bool(stands), hold, fee_lovelace, booked)
+
+
+def returned_by(conn: sqlite3.Connection, payment_id: str) -> int:
+    """What a payment brings back of what a channel held; 0 for any other one."""
+    return number(
+        conn,
+        "SELECT COALESCE(SUM(units), 0) FROM channel_steps WHERE payment_id = ? AND step IN ('end', 'elapse')",
+        (payment_id,),
+    )
 
 
 def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None, Units]:

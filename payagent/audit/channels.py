@@ -1,0 +1,65 @@
+"""Checks channels against their events, their calls, and the entries.
+
+Never: asks a merchant or the chain; lets a stored total change how it judges.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+from payagent.audit.finding import AuditFinding, Progress, each_differing
+from payagent.core.channel import EFFECTS, LOCKED, ChannelEvent, ChannelPhase
+from payagent.core.ledger import channel_account
+from payagent.store.audit import books
+from payagent.store.db.unit import Connection
+from payagent.store.rows import journal
+from payagent.store.rows.channels import channels_page
+
+_EVENTS = {f"channel_{event}": event for event in ChannelEvent}
+_NEW = (ChannelPhase.OPENING, 0, 0)
+
+
+def check_channels(conn: Connection) -> Iterator[AuditFinding | Progress]:
+    """Check that each channel is what its events, calls and entries make it, and the balances of the accounts."""
+    rows = {row.id: row for _, row in channels_page(conn, None, 2**31)}
+    by_events = dict.fromkeys(rows, _NEW)
+    only_charged = set(rows)
+    for name, text, _ in books.wallet_events(conn, _EVENTS):
+        detail = json.loads(text)
+        channel, signed, count = detail["channel"], int(detail["signed"]), int(detail["count"])
+        before = by_events.get(channel, _NEW)
+        effect = EFFECTS.get((before[0], _EVENTS[name]))
+        if effect is None or signed < before[1]:
+            yield AuditFinding("channels", channel, f"{name} cannot follow {before}")
+        if _EVENTS[name] is not ChannelEvent.SERVE and count != before[2]:
+            only_charged.discard(channel)  # the merchant or the chain changed its count
+        by_events[channel] = (effect and effect.next) or before[0], signed, count
+    facts = ((row.id, (row.phase, row.signed, row.count), by_events.pop(row.id)) for row in rows.values())
+    yield from each_differing(
+        "channels", facts, "its state, what is signed and its count are {}; by its events, {}"
+    )
+    left: Counter[tuple[str, str]] = Counter()
+    for channel, promised, charged, used, locked, under_way in books.channel_sums(conn):
+        row = rows[channel]
+        spent = row.signed if row.phase in LOCKED else row.claimed
+        left[channel_account(row.origin), row.asset] += locked - spent
+        for is_wrong, what in (
+            (promised > row.signed, f"its calls promise {promised}, and {row.signed} is signed"),
+            (
+                channel in only_charged and charged < row.count,
+                f"its calls charge {charged}, it counts {row.count}",
+            ),
+            (used != spent, f"the entries of its promises spend {used}, it spends {spent}"),
+            (
+                row.phase is not ChannelPhase.OPENING and not under_way and locked != row.deposited - row.returned,
+                f"{locked} is booked as locked, it says {row.deposited} less {row.returned}",
+            ),
+        ):
+            if is_wrong:
+                yield AuditFinding("channels", channel, what)
+    booked = {(account, asset): units for account, asset, units in journal.balances(conn)}
+    accounts = sorted(left.keys() | {key for key in booked if key[0].startswith(channel_account(""))})
+    sums = ((" ".join(key), booked.get(key, 0), left[key]) for key in accounts)
+    yield from each_differing("balances", sums, "it is {}; its channels hold {}")
+    yield from (AuditFinding("channels", one, "it has events, and no row") for one in sorted(by_events))
+    yield Progress("channels", len(rows))
