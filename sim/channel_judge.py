@@ -17,7 +17,6 @@ from payagent.audit.signed_bytes import Owner
 from payagent.core.channel import LIVE, LOCKED, Channel, ChannelPhase
 from payagent.core.ledger import FEES, channel_account
 from payagent.devnet.channel_script import (
-    CLOSED,
     SCRIPT_ADDRESS,
     SCRIPT_HASH,
     ChannelDatum,
@@ -224,18 +223,10 @@ class ChannelJudge(Judge):
 
     def blocks_made(self, blocks: "list[DevnetBlock]") -> None:  # type: ignore[override]
         super().blocks_made(blocks)
-        for tx in (tx for block in blocks for tx in block.txs):
-            made, spent = self._channels_in(tx)
-            for out in (*made, *spent):
-                datum = self._datum(out)
-                if datum is None or datum.tag.hex() not in self._tags:
-                    continue
-                tag = datum.tag.hex()
-                taken = datum.subbed
-                if datum.stage == CLOSED and made and not spent:
-                    taken = 0
-                if taken > self._promised.get(tag, 0):
-                    self._story.violate("C2", f"{taken} of {tag[:8]} are taken, {self._promised.get(tag, 0)} were promised")
+        for tx in (tx for block in blocks for tx in block.txs if tx.tx_id in self._net.hoard):
+            for out in self._channels_in(tx)[0]:
+                if (datum := self._datum(out)) is not None and datum.subbed > self._promised.get(datum.tag.hex(), 0):
+                    self._story.violate("C2", f"{datum.subbed} of {datum.tag.hex()[:8]} are taken, less was promised")
 
     # --- the end
 
@@ -259,8 +250,8 @@ class ChannelJudge(Judge):
         """Everything has ended: nothing of ours is locked any more, and the books say what became of it."""
         known = {row[0]: rows.channel(conn, row[0]) for row in conn.execute(_KNOWN).fetchall()}
         on_chain: dict[str, int] = {}
-        for _, out in self._net.chain.utxos_at(SCRIPT_ADDRESS):
-            if (datum := self._datum(out)) is not None and datum.tag.hex() in self._tags:
+        for ref, out in self._net.chain.utxos_at(SCRIPT_ADDRESS):
+            if ref[0] in self._net.hoard and (datum := self._datum(out)) is not None:
                 on_chain[datum.tag.hex()] = out.lovelace
         for channel in known.values():
             self._check_ended(channel)

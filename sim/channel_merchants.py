@@ -19,8 +19,10 @@ from starlette.routing import Route, Router
 
 from payagent.core.money import LOVELACE
 from payagent.devnet.channel_api import ChannelApi
-from payagent.devnet.channel_shop import ChannelShop, ChannelShopAnswer, ChannelShopSettings, Mood
+from payagent.devnet.channel_script import SCRIPT_ADDRESS, ChannelDatum, read_datum
+from payagent.devnet.channel_shop import ChannelShop, ChannelShopAnswer, ChannelShopSettings, Mood, _Refused
 from payagent.devnet.faulty_responses import ABORT
+from payagent.devnet.ledger import OutRef, TxOut
 from payagent.devnet.node import Node
 from sim.merchants import SimResponse, SimShop, SimTransport, UnreachedError, call_app
 from sim.network import Net
@@ -57,6 +59,15 @@ class _Shop(ChannelShop):
         super().__init__(node, terms, name)
         self.charged: Counter[str] = Counter()
         self.is_asked_for_count = False
+
+    def find(self, channel_id: str) -> tuple[OutRef, TxOut, ChannelDatum]:
+        """The channel's output, which descends from its opening, and not one that a stranger made alike."""
+        for ref, out in self._node.chain.utxos_at(SCRIPT_ADDRESS):
+            if ref[0] not in self._node.chain.faucet_ids:
+                datum = read_datum(out.inline_datum)
+                if datum.tag.hex() == channel_id:
+                    return ref, out, datum
+        raise _Refused("channel_not_found")
 
     def ask(self, path: str, payment: Any) -> ChannelShopAnswer:
         before = self.counts["served"]

@@ -242,6 +242,8 @@ class ChannelWorld(World):
             act, is_repeated = self.own.random(), self.own.random() < 0.3
             number += not is_repeated
             life = await self.life()
+            if self.is_calm and self._is_put_aside:
+                await self._recover(life)
             if self.is_calm:
                 live = [one for one in rows.locked_channels(life.conn) if one.phase is ChannelPhase.OPEN]
                 if live:
@@ -255,6 +257,15 @@ class ChannelWorld(World):
                 await self._order(life, "add", channel, origin, key)
             elif act < 0.25:
                 await self._order(life, "close", channel, origin, key)
+
+    async def _recover(self, life: SimProcess) -> None:
+        """Look for channels that an older ledger has forgotten."""
+        parts = life.agent.channels
+        try:
+            for _ in await life.call(parts.steps.recover("app_test")):  # type: ignore[union-attr]
+                self.story.reach("a forgotten channel is recovered")
+        except (DeadError, Refused):
+            return
 
     async def _order(
         self, life: SimProcess, step: str, channel: Channel | None, origin: str, key: str | None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from random import Random
 
 from payagent.devnet.faults import Switches
-from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx, decode_tx
+from payagent.devnet.ledger import DevnetBlock, LedgerError, Tx, check_tx, decode_tx
 from payagent.devnet.node import Node
 from sim.branch import Branch
 from sim.fault_rates import FaultRates
@@ -163,7 +163,17 @@ class Net:
             return False
         if tx.ttl_slot is not None and tx.ttl_slot <= slot:
             return False
-        return all(ref in self.chain.utxos for ref in tx.inputs)
+        return all(ref in self.chain.utxos for ref in tx.inputs) and self._is_script_content(tx, slot)
+
+    def _is_script_content(self, tx: Tx, slot: int) -> bool:
+        """Whether the scripts of a transaction, if it has any, let it into a block of this slot."""
+        if not tx.script_parts.redeemers:
+            return True
+        try:
+            check_tx(tx, self.chain.utxos, slot, self.chain.params)
+        except LedgerError:
+            return False
+        return True
 
     def _tell(self, block: DevnetBlock) -> None:
         for tx in block.txs:
