@@ -12,11 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-from kit.agent import ADA, APP, DEVNET, Run
+from kit.agent import ADA, APP, DEVNET, Run, put
 from kit.audit import copy_of, findings, tamper
 from kit.channel_agent import DEPOSIT, PRICE, ChannelWorld, channel_world, open_channel, parts
 
 from payagent.agent.base.ports import SystemRandomness
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.channels.moves import move
 from payagent.api.app import create_app
 from payagent.api.http.tokens import hash_token, new_token
@@ -202,6 +203,25 @@ async def test_a_call_may_pay_for_an_intent_whose_payment_was_rejected(at: Chann
         (intent,) = run.context.conn.execute("SELECT intent_id FROM payments WHERE state = 'rejected'").fetchone()
         await pay_call(run, channel, intent)
         assert found(run) == []
+
+
+async def test_a_recovered_channel_has_books_that_agree_until_its_end(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await open_channel(run, at)
+    put(at.world, None)
+    async with at.world.run() as run:
+        await run.run_pass()
+        await parts(run).steps.recover(APP)
+        assert found(run) == []
+        await run.settle_down()
+        await unfreeze(run.context, APP)
+        await run.settle_down(2)
+        assert (found(run), await compared(run)) == ([], ([], []))
+        at.world.clock.ahead_ms += 1_300_000
+        await run.settle_down(3)
+        assert now(run, channel).returned == DEPOSIT
+        assert (found(run), await compared(run)) == ([], ([], []))
 
 
 async def test_a_corrected_count_and_a_ceiling_are_no_findings(at: ChannelWorld) -> None:
