@@ -12,11 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-from kit.agent import ADA, APP, DEVNET, Run
+from kit.agent import ADA, APP, DEVNET, Run, put
 from kit.audit import copy_of, findings, tamper
 from kit.channel_agent import DEPOSIT, PRICE, ChannelWorld, channel_world, open_channel, parts
 
 from payagent.agent.base.ports import SystemRandomness
+from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.channels.moves import move
 from payagent.api.app import create_app
 from payagent.api.http.tokens import hash_token, new_token
@@ -29,6 +30,7 @@ from payagent.audit.verify import verify
 from payagent.core.channel import CallState, Channel, ChannelCall, Corrected, Promise, Served
 from payagent.core.ledger import channel_account, merchant_account
 from payagent.core.policy import Limit, Scope, Window
+from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.dashboard.month import month_values
 from payagent.store.db.unit import Unit
@@ -56,39 +58,40 @@ def now(run: Run, channel: Channel) -> Channel:
     return rows.channel(run.context.conn, channel.id)
 
 
-async def pay_call(run: Run, channel: Channel, charged: int = CHARGED) -> str:
-    """A call is promised and answered, in one commit. Returns its id."""
+async def pay_call(run: Run, channel: Channel, intent_id: str | None = None) -> None:
+    """A call is promised and answered, in one commit. `intent_id`: of an intent that the ledger has."""
     ids = run.context.new_ids()
+    intent = intent_id or ids.intent
 
-    def job(unit: Unit, now_ms: int) -> str:
+    def job(unit: Unit, now_ms: int) -> None:
         before = rows.channel(unit.conn, channel.id)
-        open_intent(
-            unit,
-            intent_id=ids.intent,
-            app_id=APP,
-            idempotency_key=ids.intent,
-            is_key_derived=True,
-            fingerprint="f",
-            origin=channel.origin,
-            request="GET /channel/one",
-            request_id="r",
-            now_ms=now_ms,
-        )
+        if intent_id is None:
+            open_intent(
+                unit,
+                intent_id=ids.intent,
+                app_id=APP,
+                idempotency_key=ids.intent,
+                is_key_derived=True,
+                fingerprint="f",
+                origin=channel.origin,
+                request="GET /channel/one",
+                request_id="r",
+                now_ms=now_ms,
+            )
         amount = before.count + PRICE
         promised = max(amount - before.signed, 0)
         call = ChannelCall(
-            *(0, ids.payment, channel.id, APP, ids.intent, before.ref or "", amount, PRICE, promised, "{}"),
+            *(0, ids.payment, channel.id, APP, intent, before.ref or "", amount, PRICE, promised, "{}"),
             *(CallState.PROMISED, None, now_ms, now_ms),
         )
         rows.add_call(unit, call, COUNTED_AT_MS)
         limit_counters.count(unit, APP, channel.origin, {"lovelace": promised}, COUNTED_AT_MS)
         after = move(unit, before, Promise(amount), now_ms)
-        rows.set_call(unit, call, CallState.SERVED, charged, now_ms)
-        move(unit, after, Served(charged, "5a", amount), now_ms)
-        unit.conn.execute("UPDATE intents SET ended_at_ms = ? WHERE id = ?", (now_ms, ids.intent))
-        return call.id
+        rows.set_call(unit, call, CallState.SERVED, CHARGED, now_ms)
+        move(unit, after, Served(CHARGED, "5a", amount), now_ms)
+        unit.conn.execute("UPDATE intents SET ended_at_ms = ? WHERE id = ?", (now_ms, intent))
 
-    return await run.context.write_at("call", job)
+    await run.context.write_at("call", job)
 
 
 def found(run: Run) -> list[AuditFinding]:
@@ -188,6 +191,37 @@ async def test_each_step_of_a_channel_leaves_the_books_clean_and_equal_to_the_ch
         books = run.books()
         assert books.get(channel_account(channel.origin), {}).get("lovelace", 0) == 0
         assert books.get(merchant_account(channel.origin), {}).get("lovelace", 0) == 0, "nothing was claimed"
+
+
+async def test_a_call_may_pay_for_an_intent_whose_payment_was_rejected(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await open_channel(run, at)
+        at.world.settings(dialect="x402", price=str(500 * ADA))
+        with pytest.raises(Refused, match="not_enough_funds"):
+            await run.agent.pay(at.world.ask("too much"))
+        (intent,) = run.context.conn.execute("SELECT intent_id FROM payments WHERE state = 'rejected'").fetchone()
+        await pay_call(run, channel, intent)
+        assert found(run) == []
+
+
+async def test_a_recovered_channel_has_books_that_agree_until_its_end(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await open_channel(run, at)
+    put(at.world, None)
+    async with at.world.run() as run:
+        await run.run_pass()
+        await parts(run).steps.recover(APP)
+        assert found(run) == []
+        await run.settle_down()
+        await unfreeze(run.context, APP)
+        await run.settle_down(2)
+        assert (found(run), await compared(run)) == ([], ([], []))
+        at.world.clock.ahead_ms += 1_300_000
+        await run.settle_down(3)
+        assert now(run, channel).returned == DEPOSIT
+        assert (found(run), await compared(run)) == ([], ([], []))
 
 
 async def test_a_corrected_count_and_a_ceiling_are_no_findings(at: ChannelWorld) -> None:
