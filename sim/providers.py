@@ -22,9 +22,9 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
+    PlutusScript,
     ProtocolParameters,
     Read,
-    ScriptTerms,
     SubmitAnswer,
     SubmitKind,
     Turn,
@@ -184,7 +184,7 @@ class SimProvider:
     async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         return Unknown("this kind of provider shows no scripts")
 
-    async def script(self, script_hash: str) -> Read[ScriptTerms]:
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
         return Unknown("this kind of provider shows no scripts")
 
     async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:

@@ -66,9 +66,7 @@ class Agent:
         if config.channels is not None:
             from payagent.agent.channels import parts
 
-            self.channels = parts.ChannelParts(
-                context, self.signing, self.lifecycle, self.submitter, signer, self.intake
-            )
+            self.channels = parts.ChannelParts(context, self.signing, self.lifecycle, signer, self.intake)
 
     async def pay(
         self, payment_request: PaymentRequest, then: AfterAdmission | None = None

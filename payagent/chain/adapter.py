@@ -14,7 +14,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from payagent.chain.json_answers import expect, understood
-from payagent.chain.provider import ChainUtxo, Found, NotFound, Read, ScriptTerms, T, Turn, Unknown, Why, at_once
+from payagent.chain.provider import ChainUtxo, Found, NotFound, PlutusScript, Read, T, Turn, Unknown, Why, at_once
 from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import RawAnswer
 from payagent.core.money import MAX_LOVELACE
@@ -72,7 +72,7 @@ class Adapter(ABC):
     async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         return _NO_SCRIPTS
 
-    async def script(self, script_hash: str) -> Read[ScriptTerms]:
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
         return _NO_SCRIPTS
 
     def pace(self, turn: Turn) -> None:

@@ -33,11 +33,11 @@ from payagent.chain.blockfrost_parse import (
     is_own_404,
     parse_address_txs,
     parse_block,
+    parse_cost_model,
     parse_genesis,
     parse_movements,
     parse_parameters,
     parse_script,
-    parse_script_terms,
     parse_spender,
     parse_tip,
     parse_tx,
@@ -54,10 +54,10 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
+    PlutusScript,
     ProtocolParameters,
     ProviderKind,
     Read,
-    ScriptTerms,
     SubmitAnswer,
     T,
     Unknown,
@@ -166,15 +166,16 @@ class Blockfrost(Adapter):
         return await self.utxos(address)
 
     @bounded
-    async def script(self, script_hash: str) -> Read[ScriptTerms]:
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
         require_form(SCRIPT_HASH, script_hash)
-        path, most = f"/scripts/{script_hash}/cbor", ANSWER_MAX_BYTES
-        script = value_of(
-            await self._read("script", lambda body: parse_script(body, script_hash), path, max_bytes=most)
+        script = await self._read(
+            "script",
+            lambda body: parse_script(body, script_hash),
+            f"/scripts/{script_hash}/cbor",
+            max_bytes=ANSWER_MAX_BYTES,
         )
-        return await self._read(
-            "parameters", lambda body: parse_script_terms(body, script), "/epochs/latest/parameters"
-        )
+        costs = await self._read("parameters", parse_cost_model, "/epochs/latest/parameters")
+        return Found(PlutusScript(value_of(script), value_of(costs)))
 
     @bounded
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:

@@ -3,10 +3,8 @@
 Never: I/O; quotes text that a provider sent; reads a 404 as "not found" unless it is in Blockfrost's own form.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -29,17 +27,11 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     ProtocolParameters,
-    ScriptTerms,
 )
 from payagent.core.aggregate import TxSeen
 from payagent.core.money import LOVELACE, MAX_UNITS, parse_count, parse_units
-from payagent.core.strict_json import JsonNumber
 
 PAGE_ROWS = 100
-
-_PRICE = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,20})?(?:[eE]-?[0-9]{1,2})?", re.ASCII)
-_COST_MODEL_SIZE = range(200, 1_000)
-"""Numbers in PlutusV3's cost model: 297 at protocol 10."""
 
 
 def refs(rows: tuple[ChainUtxo, ...]) -> set[str]:
@@ -209,22 +201,8 @@ def parse_script(body: Any, script_hash: str) -> bytes:
     return script
 
 
-def parse_script_terms(body: Any, script: bytes) -> ScriptTerms:
-    cost_model = tuple(list_of(body["cost_models_raw"]["PlutusV3"]))
-    is_whole = len(cost_model) in _COST_MODEL_SIZE and all(type(cost) is int for cost in cost_model)
-    expect(is_whole, "PlutusV3's cost model is not whole")
-    return ScriptTerms(
-        script,
-        cost_model,
-        _price(body["price_mem"]),
-        _price(body["price_step"]),
-        parse_count(body["min_fee_ref_script_cost_per_byte"], "min_fee_ref_script_cost_per_byte"),
-        parse_count(body["collateral_percent"], "collateral_percent"),
-    )
-
-
-def _price(value: Any) -> Fraction:
-    """The price of a unit of execution, which is a fraction of a lovelace."""
-    text = value.text if isinstance(value, JsonNumber) else str(value)
-    expect(_PRICE.fullmatch(text) is not None, "not a price")
-    return Fraction(text)
+def parse_cost_model(body: Any) -> tuple[int, ...]:
+    """Parse PlutusV3's cost model from its raw list: by names, it has another order."""
+    costs = list_of(body["cost_models_raw"]["PlutusV3"])
+    expect(all(type(cost) is int for cost in costs), "a cost is not a number")
+    return tuple(costs)

@@ -9,7 +9,6 @@ Never: I/O, a clock, a provider's library.
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from fractions import Fraction
 from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -144,19 +143,11 @@ class ProtocolParameters:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class ScriptTerms:
-    """A Plutus V3 script, and the parameters that a transaction which runs it depends on.
-
-    `cost_model`: PlutusV3's, as the raw list in its order. Prices are lovelace per unit, or per byte referenced.
-    """
+class PlutusScript(NamedTuple):
+    """A Plutus V3 script, and that language's cost model: the raw list, in its order."""
 
     script: bytes
     cost_model: tuple[int, ...]
-    price_memory: Fraction
-    price_cpu: Fraction
-    price_reference_byte: int
-    collateral_percent: int
 
 
 class SubmitKind(StrEnum):
@@ -243,7 +234,7 @@ class ChainReader(Protocol):
     async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         """As `utxos`, for the address of a script, with the datums. Unknown for a kind that shows no scripts."""
 
-    async def script(self, script_hash: str) -> Read[ScriptTerms]:
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
         """Return a script by its hash in hex, which is checked. Unknown for a kind that shows no scripts."""
 
 

@@ -19,9 +19,9 @@ from payagent.chain.provider import (
     Found,
     Genesis,
     Movement,
+    PlutusScript,
     ProtocolParameters,
     Read,
-    ScriptTerms,
     SubmitAnswer,
     SubmitKind,
     T,
@@ -111,7 +111,7 @@ class ThrottledProvider:
     async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         return self._counted(await self._read("script_utxos", lambda: self._provider.script_utxos(address)))
 
-    async def script(self, script_hash: str) -> Read[ScriptTerms]:
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
         return await self._read("script", lambda: self._provider.script(script_hash))
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:

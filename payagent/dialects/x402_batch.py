@@ -42,7 +42,7 @@ _EXTRA_KEYS = _CORRECTIVE_KEYS | {
     *("scriptHash", "receiverAuthorizer", "withdrawDelay", "referenceScript", "minDeposit"),
     *("confirmationPolicy", "paymentFlow", "areFeesSponsored", "feeSponsor"),
 }
-_UTXO = re.compile(r"[0-9a-f]{64}#(?:0|[1-9][0-9]{0,4})", re.ASCII)
+_UTXO = r"[0-9a-f]{64}#(?:0|[1-9][0-9]{0,4})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,16 +213,17 @@ def _parse_deposit_min(extra: Terms, price: int) -> int:
 
 
 def _parse_hex(fields: Terms, key: str, size: int) -> bytes:
-    value = require(fields, key)
-    if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value):
-        raise Refused("invoice_invalid/body", f"{key} is {show(value, 140)}, not {size} bytes in lower-case hex")
-    return bytes.fromhex(value)
+    return bytes.fromhex(_parse_text(fields, key, f"[0-9a-f]{{{2 * size}}}", f"{size} bytes in lower-case hex"))
 
 
 def _parse_utxo(fields: Terms, key: str) -> str:
+    return _parse_text(fields, key, _UTXO, "txid#index")
+
+
+def _parse_text(fields: Terms, key: str, pattern: str, form: str) -> str:
     value = require(fields, key)
-    if not isinstance(value, str) or not _UTXO.fullmatch(value):
-        raise Refused("invoice_invalid/body", f"{key} is {show(value, 140)}, not txid#index")
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise Refused("invoice_invalid/body", f"{key} is {show(value, 140)}, not {form}")
     return value
 
 

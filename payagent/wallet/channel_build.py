@@ -18,7 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from payagent.core.address import Address, encode_address
 from payagent.core.hard_caps import FEE_CAP_LOVELACE
+from payagent.core.invoice import Output
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
@@ -31,11 +33,11 @@ from payagent.wallet.channel_tx import (
     TxRef,
     channel_datum,
     decode_step,
-    redeemers,
     script_address,
+    script_data_hash,
 )
 from payagent.wallet.transaction import MAINNET_PARAMETERS
-from payagent.wallet.tx_plan import TxParameters
+from payagent.wallet.tx_plan import Frame, PlannedOutput, TxParameters, TxPlan
 from payagent.wallet.utxo_index import Utxo
 
 COLLATERAL_CAP_LOVELACE = 1_000_000
@@ -141,6 +143,27 @@ def build_step(order: StepOrder) -> tuple[bytes, ChannelStep]:
     return raw, step
 
 
+def plan_of(order: StepOrder, step: ChannelStep, raw: bytes, units: int, own: Address) -> TxPlan:
+    """Return a built step in the form of a transfer, which locks `units`, or spends a channel that holds them.
+
+    Its inputs are ours alone. So what they hold beyond its change and its fee is what it locks.
+    """
+    outputs = [PlannedOutput("change", one[0], one[1], tuple(one[2].items())) for one in step.others]
+    asked = Output("change", own, LOVELACE, units)
+    if step.output is not None:
+        place, is_locking = (
+            encode_address(script_address(step.output.terms.script_hash)),
+            step.step in ("open", "add"),
+        )
+        outputs.insert(0, PlannedOutput("pay_to", place.raw, units if is_locking else 0))
+        asked = Output("pay_to", place, LOVELACE, units) if is_locking else asked
+    return TxPlan(
+        *(order.utxos[0], order.utxos, (asked,), tuple(outputs), step.fee),
+        Frame(own, step.ttl_slot, 0, order.parameters, FEE_CAP_LOVELACE),
+        *(raw, step.tx_id.hex(), len(raw)),
+    )
+
+
 def script_hash(script: bytes) -> bytes:
     """Return the hash of a Plutus V3 script, as in its addresses."""
     return hashlib.blake2b(b"\x03" + script, digest_size=28).digest()
@@ -193,7 +216,12 @@ def _check(order: StepOrder, step: ChannelStep) -> None:
             collateral_return=(order.own, nonce.lovelace - step.most_collateral, {}),
             reference_inputs=(order.reference,) if order.reference else (),
             script=None if order.reference else order.script,
-            script_data_hash=_script_data_hash(order, inputs.index(channel_input)),
+            script_data_hash=script_data_hash(
+                order.step,
+                inputs.index(channel_input),
+                _UNITS[order.step],
+                language_views(order.scripts.cost_model),
+            ),
         )
     wrong = [one.name for one in fields(step) if getattr(step, one.name) != getattr(asked, one.name)]
     left = ({LOVELACE: lovelace, **tokens} for _, lovelace, tokens in step.others)
@@ -206,13 +234,10 @@ def _check(order: StepOrder, step: ChannelStep) -> None:
         )
 
 
-def _script_data_hash(order: StepOrder, index: int) -> bytes:
-    """Return the hash of the redeemer and PlutusV3's cost model, as Conway's ledger computes it."""
-    costs = order.scripts.cost_model
+def language_views(costs: tuple[int, ...]) -> bytes:
+    """Return PlutusV3's cost model in the form that a script data hash covers."""
     model = b"".join(cbor.uint(cost) if cost >= 0 else cbor.head(1, -1 - cost) for cost in costs)
-    views = b"\xa1\x02" + cbor.head(4, len(costs)) + model
-    data = redeemers(order.step, index, _UNITS[order.step]) + views
-    return hashlib.blake2b(data, digest_size=32).digest()
+    return b"\xa1\x02" + cbor.head(4, len(costs)) + model
 
 
 def _request(order: StepOrder) -> dict[str, object]:

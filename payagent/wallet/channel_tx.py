@@ -210,6 +210,11 @@ def redeemers(step: str, index: int, units: tuple[int, int]) -> bytes:
     return b"\xa1\x82\x00" + cbor.uint(index) + b"\x82" + REDEEMERS[step] + b"\x82" + memory + cpu
 
 
+def script_data_hash(step: str, index: int, units: tuple[int, int], views: bytes) -> bytes:
+    """Return the hash of the redeemer and of `views`, PlutusV3's cost model, as Conway's ledger computes it."""
+    return hashlib.blake2b(redeemers(step, index, units) + views, digest_size=32).digest()
+
+
 def script_address(script_hash: bytes) -> bytes:
     """Return the raw address of a script's channels. It has no stake part."""
     return _SCRIPT_ADDRESS + script_hash

@@ -8,13 +8,14 @@ from pathlib import Path
 import httpx
 
 from kit.agent import ADA, APP, DEVNET, Run, World, world_with_clock
+from payagent.agent.channels.moves import move
 from payagent.agent.channels.parts import ChannelParts
-from payagent.core.channel import Channel, ChannelPhase
+from payagent.core.channel import Channel, ChannelMove, ChannelPhase, Promise, Served
 from payagent.core.money import LOVELACE
 from payagent.devnet.channel_script import SCRIPT_ADDRESS, SCRIPT_HASH
 from payagent.dialects import make_response
 from payagent.dialects.http_wire import Reading
-from payagent.dialects.x402_batch import read_channel_offers
+from payagent.dialects.x402_batch import Voucher, read_channel_offers, voucher_headers
 from payagent.settings.schema import ChannelSettings, MerchantChannelSettings
 from payagent.signer.channels import Channels, Windows
 from payagent.signer.policy import Policy, clocks_of
@@ -102,3 +103,32 @@ async def open_channel(run: Run, at: ChannelWorld, units: int | None = None) -> 
 
 def steps(run: Run, channel: Channel) -> list[ChannelStepRow]:
     return rows.steps_of(run.context.conn, channel.id)
+
+
+async def buy(run: Run, at: ChannelWorld, channel: Channel, calls: int = 1) -> Channel:
+    """Pay for calls by vouchers, each promised before it is sent and counted when it is answered."""
+    offer, conn = parts(run).offers[run.world.origin], run.context.conn
+    for _ in range(calls):
+        channel = rows.channel(conn, channel.id)
+        amount = channel.count + PRICE
+        await _write(run, channel, Promise(amount))
+        place = {"tag": channel.id, "asset": channel.asset, "provider": channel.provider}
+        signature = await parts(run).steps._signer.channel("voucher", **place, amount=amount)
+        voucher = Voucher(
+            channel_id=bytes.fromhex(channel.id),
+            channel_ref=channel.ref or "",
+            payer=run.context.config.own.payment_key_hash,
+            iou_key=bytes.fromhex(channel.iou_key),
+            amount=amount,
+            signature=signature,
+        )
+        answer = at.call(voucher_headers(offer.echo, voucher, "int_1"))
+        assert answer.status_code == 200, answer.headers
+        channel = await _write(run, channel, Served(PRICE, signature.hex(), amount))
+    return channel
+
+
+async def _write(run: Run, channel: Channel, by: ChannelMove) -> Channel:
+    return await run.context.write_at(
+        "call", lambda unit, now_ms: move(unit, rows.channel(unit.conn, channel.id), by, now_ms)
+    )

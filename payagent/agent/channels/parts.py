@@ -11,14 +11,12 @@ from payagent.agent.context import AgentContext
 from payagent.agent.payments.intake import Intake
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
-from payagent.agent.payments.submit import TxSubmitter
-from payagent.dialects.x402_batch import ChannelOffer
 
 
 class ChannelParts:
     """What the agent does with channels.
 
-    `offers`: the latest offer of each merchant by origin. `steps` are an operator's, `follow` a pass's.
+    `steps` makes their transactions and has the offers, and `follow` is the part of each pass.
     """
 
     def __init__(
@@ -26,11 +24,10 @@ class ChannelParts:
         context: AgentContext,
         signing: PaymentSigner,
         lifecycle: PaymentLifecycle,
-        submitter: TxSubmitter,
         signer: Signatures,
         intake: Intake,
     ) -> None:
-        self.offers: dict[str, ChannelOffer] = {}
-        self.steps = ChannelSteps(context, signing, submitter, signer, self.offers)
+        self.steps = ChannelSteps(context, signing, lifecycle, signer)
+        self.offers = self.steps.offers
         self.calls = ChannelCalls(context, intake, lifecycle, signer, self.offers, self.steps.open)
         self.follow = ChannelFollow(context, lifecycle, self.steps)

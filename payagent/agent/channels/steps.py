@@ -8,38 +8,41 @@ Never: signs a step that no commit has admitted; pays a call; follows a step.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from itertools import islice
 
 from payagent.agent.base.chain_view import TTL_CAP_S
 from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.base.ports import Signatures
-from payagent.agent.base.requests import TransferRequest, digest
+from payagent.agent.base.requests import AdmittedPayment, TransferRequest, digest
 from payagent.agent.channels.moves import move
-from payagent.agent.channels.positions import COINS_PER_UTXO_BYTE, ChannelUtxo, address_of, alike, terms_of
+from payagent.agent.channels.positions import (
+    LOVELACE_PER_BYTE,
+    ChannelUtxo,
+    address_of,
+    alike,
+    read_channels,
+    terms_of,
+)
 from payagent.agent.context import AgentContext
 from payagent.agent.pay.lookup import find_payment
+from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
-from payagent.agent.payments.submit import TxSubmitter
-from payagent.chain.provider import Found, Read, ScriptTerms, T
+from payagent.chain.provider import ChainUtxo, Found, Read, T
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core.aggregate import PaymentRow
 from payagent.core.channel import Channel, ChannelPhase, Close
-from payagent.core.hard_caps import FEE_CAP_LOVELACE
-from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE, format_amount
-from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.dialects.x402_batch import ChannelOffer
+from payagent.settings.schema import MerchantChannelSettings
 from payagent.store.db.unit import Connection, Unit
-from payagent.store.rows import apps
+from payagent.store.rows import apps, writes
 from payagent.store.rows import channels as rows
-from payagent.store.rows.channels import ChannelStepRow
-from payagent.store.rows.upkeep import UPKEEP_APP
 from payagent.wallet import channel_tx
-from payagent.wallet.channel_build import ScriptParameters, StepOrder, build_step
-from payagent.wallet.transaction import MAINNET_PARAMETERS, PlannedOutput, TxPlan
-from payagent.wallet.tx_plan import Frame
+from payagent.wallet.channel_build import ScriptParameters, StepOrder, build_step, language_views, plan_of
+from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
 Made = tuple[Channel, PaymentRow]
@@ -52,43 +55,29 @@ _BESIDE_LOVELACE = 2_000_000
 """What the UTxOs of a step hold beside what it locks: its fee, its collateral, and min-ADA of what returns."""
 
 _DAY_MS = 86_400_000
-_LOCKING = ("open", "add")
-_NOTHING = "Nothing was signed, and nothing more is locked."
 
 
 def why_untrusted(config: AgentConfig, merchant: MerchantConfig, offer: ChannelOffer) -> str | None:
     """Why no money may be locked on an offer's terms; None if it may."""
-    if config.channels is None or merchant.channel is None:
-        return "channels are off, or its table has no channel.provider_keys"
-    script, key, delay_s = offer.script_hash.hex(), offer.provider.hex(), offer.withdraw_delay_s
+    scripts = () if config.channels is None else config.channels.scripts
+    at, script, key = merchant.channel or MerchantChannelSettings(), offer.script_hash.hex(), offer.provider.hex()
     reasons = {
         "it sells for a token, and channels hold ADA": offer.asset == LOVELACE,
-        f"channels.scripts does not have its script {script}": script in config.channels.scripts,
-        f"channel.provider_keys does not have its key {key}": key in merchant.channel.provider_keys,
-        f"its withdraw delay of {delay_s} s is above channel.withdraw_delay_max": delay_s
-        <= merchant.channel.withdraw_delay_max,
+        f"channels.scripts does not have its script {script}": script in scripts,
+        f"channel.provider_keys does not have its key {key}": key in at.provider_keys,
+        "its withdraw delay is above channel.withdraw_delay_max": offer.withdraw_delay_s <= at.withdraw_delay_max,
     }
     return next((why for why, is_met in reasons.items() if not is_met), None)
 
 
-def is_under_way(step: ChannelStepRow) -> bool:
-    """Whether a step may still change its channel."""
-    return not (step.is_over or step.is_posted or step.state is State.CANCELLING)
-
-
 class ChannelSteps:
-    """Makes the steps of one account's channels. `offers`: the latest of each merchant."""
+    """Makes the steps of one account's channels. `offers`: the latest of each merchant, by its origin."""
 
     def __init__(
-        self,
-        context: AgentContext,
-        signing: PaymentSigner,
-        submitter: TxSubmitter,
-        signer: Signatures,
-        offers: dict[str, ChannelOffer],
+        self, context: AgentContext, signing: PaymentSigner, lifecycle: PaymentLifecycle, signer: Signatures
     ) -> None:
-        self._context, self._signing, self._submitter = context, signing, submitter
-        self._signer, self._offers = signer, offers
+        self._context, self._signing, self._lifecycle, self._signer = context, signing, lifecycle, signer
+        self.offers: dict[str, ChannelOffer] = {}
 
     async def open(self, app_id: str, origin: str, units: int | None = None, key: str | None = None) -> Made:
         """Open a channel at a merchant, on the terms of its latest offer. `units`: to lock, else its `deposit`.
@@ -98,7 +87,7 @@ class ChannelSteps:
         """
         if (made := self._made(app_id, key, "open")) is not None:
             return made
-        context, config, offer = self._context, self._context.config, self._offers.get(origin)
+        context, config, offer = self._context, self._context.config, self.offers.get(origin)
         merchant, now_ms = config.merchant(origin), context.ports.clock.now_ms()
         why = "it sent no offer yet" if offer is None else why_untrusted(config, merchant, offer)
         if offer is None or merchant.channel is None or why is not None:
@@ -114,10 +103,11 @@ class ChannelSteps:
             updated_at_ms=now_ms,
         )
         self._require_room(context.conn, channel, units, now_ms)
-        output = channel_tx.opened(terms_of(channel, config.own.payment_key_hash), units, COINS_PER_UTXO_BYTE)
-        if not channel_tx.capacity(output, COINS_PER_UTXO_BYTE):
-            raise Refused("channel_full", "a channel keeps more than that until it ends", money=_NOTHING)
-        await self._script(channel)  # without it, the channel could not be closed
+        output = channel_tx.opened(terms_of(channel, config.own.payment_key_hash), units, LOVELACE_PER_BYTE)
+        if not channel_tx.capacity(output, LOVELACE_PER_BYTE):
+            raise Refused("channel_full", "a channel keeps more than that until it ends")
+        # without a provider that shows the script, the channel could not be closed
+        await self._first(lambda one: one.script(channel.script_hash))
         order = StepOrder("open", config.own.raw, utxos, slot + TTL_CAP_S, output=output)
         return await self._make(app_id, key, channel, order, units)
 
@@ -129,6 +119,52 @@ class ChannelSteps:
         """Close an open channel. What is left returns by itself after the withdraw delay. No limit refuses it."""
         return await self._order(app_id, channel_id, "close", 0, key, Close(None))
 
+    async def recover(self, app_id: str) -> list[Channel]:
+        """Take in our channels that the ledger lacks, as closing: the next passes get back what is left of them.
+
+        What they promised is not known, so all of it counts as signed. Returns them. Refused: `chain_not_ready`.
+        """
+        context, config, taken = self._context, self._context.config, []
+        known = {one.id for _, one in rows.channels_page(context.conn, None, 2**31)}
+        merchants = config.merchants.items()
+        origins = {key: at for at, one in merchants if one.channel for key in one.channel.provider_keys}
+        scripts = () if config.channels is None else config.channels.scripts
+        for utxo in [utxo for script in scripts for utxo in read_channels(await self._listed(script))]:
+            terms, held = utxo.output.terms, utxo.output.stage.subbed + utxo.output.lovelace
+            is_new = terms.consumer == config.own.payment_key_hash and terms.tag.hex() not in known
+            if is_new and terms.provider.hex() in origins and await self._is_opened_by_us(utxo):
+                channel = Channel(
+                    *(terms.tag.hex(), origins[terms.provider.hex()], config.account, terms.asset),
+                    *(terms.provider.hex(), terms.script_hash.hex(), terms.iou_key.hex(), terms.close_period_ms),
+                    *("", context.ports.clock.now_ms(), ChannelPhase.CLOSING),
+                    ref=utxo.ref,
+                    deposited=held,
+                    signed=held,
+                    problem="the ledger did not have it",
+                )
+                await context.write("recover", partial(_take_in, channel, app_id))
+                taken.append(channel)
+        return taken
+
+    async def _is_opened_by_us(self, utxo: ChannelUtxo) -> bool:
+        """Whether a channel descends from an opening of this wallet: anybody can copy its constants.
+
+        The opening spent the input that the tag is made of, and only our key could spend that.
+        """
+        terms, tx_ids = utxo.output.terms, [utxo.ref.partition("#")[0]]
+        for tx_id in tx_ids:
+            spent = [ref.split("#") for ref in await self._spent(tx_id, self._context.config.own.text)]
+            if terms.tag in {
+                channel_tx.channel_tag(bytes.fromhex(made_by), int(index)) for made_by, index in spent
+            }:
+                return True
+            before = await self._spent(tx_id, address_of(terms.script_hash.hex()).text)
+            tx_ids += {ref.partition("#")[0] for ref in before} - {*tx_ids}
+        return False
+
+    async def _spent(self, tx_id: str, address: str) -> Iterable[str]:
+        return (await self._first(lambda one: one.movement(tx_id, address))).spent
+
     async def _order(
         self, app_id: str, channel_id: str, step: str, units: int, key: str | None, by: Close | None = None
     ) -> Made:
@@ -137,8 +173,7 @@ class ChannelSteps:
         channel = rows.channel(self._context.conn, channel_id)
         if channel.phase is not ChannelPhase.OPEN:
             raise Refused("wrong_state", f"the channel is {channel.phase}, not open")
-        address = address_of(channel.script_hash).text
-        listed = await self._first(lambda provider: provider.script_utxos(address))
+        listed = await self._listed(channel.script_hash)
         found = alike(channel, self._context.config.own.payment_key_hash, listed)
         if len(found) != 1:
             raise Refused("chain_not_ready", f"the provider shows {len(found)} outputs of the channel, not one")
@@ -158,21 +193,24 @@ class ChannelSteps:
         chain, own, slots = self._context.chain, self._context.config.own, self._context.chain.slots
         slot = chain.require_ready(self._context.ports.clock.now_ms())
         ttl_slot = slot + (CLOSE_TTL_S if step == "close" else TTL_CAP_S)
-        ttl_ms, first_slot = (
-            (slots.time_ms(ttl_slot), slots.slot_at((at.elapse_at_ms or 0) - 1) + 1) if slots else (0, 0)
-        )
+        after_ms = at.output.stage.elapse_at_ms or 0
+        ttl_ms, first_slot = (slots.time_ms(ttl_slot), slots.slot_at(after_ms - 1) + 1) if slots else (0, 0)
         outputs = {"add": channel_tx.added(at.output, units), "close": channel_tx.closed(at.output, ttl_ms)}
-        script = await self._script(channel)
+        code = await self._first(lambda one: one.script(channel.script_hash))
         order = StepOrder(
-            *(step, own.raw, await self._choose(units, 2), ttl_slot, (at.tx_ref, at.output), outputs.get(step)),
-            start_slot=first_slot if step == "elapse" else None,
-            script=script.script,
-            scripts=ScriptParameters(
-                *(script.cost_model, script.price_memory, script.price_cpu),
-                *(script.price_reference_byte, script.collateral_percent),
+            *(
+                step,
+                own.raw,
+                await self._choose(units, 2 if step == "add" else 1),
+                ttl_slot,
+                (at.tx_ref, at.output),
+                outputs.get(step),
             ),
+            start_slot=first_slot if step == "elapse" else None,
+            script=code.script,
+            scripts=ScriptParameters(code.cost_model),
         )
-        return await self._make(app_id, key, channel, order, units or at.output.lovelace, by)
+        return await self._make(app_id, key, channel, order, units if step == "add" else at.output.lovelace, by)
 
     async def _make(
         self, app_id: str, key: str | None, channel: Channel, order: StepOrder, units: int, by: Close | None = None
@@ -180,14 +218,13 @@ class ChannelSteps:
         """Build a step, admit it, sign it, make it durable, and submit it. `units`: it locks, or holds."""
         context, ids, step = self._context, self._context.new_ids(), order.step
         raw, built = await asyncio.to_thread(build_step, order)
-        plan = self._plan_of(order, built, raw, units)
-        sent = digest(["send", plan.asked[0].address.text, LOVELACE, str(units)])
+        plan = plan_of(order, built, raw, units, context.config.own)
         request = TransferRequest(
             ids=ids,
             app_id=app_id,
             key=f"order:{ids.intent}" if key is None else f"key:{key}",
             derived=key is None,
-            fingerprint=ids.intent if app_id == UPKEEP_APP else sent,
+            fingerprint=digest(["send", plan.asked[0].address.text, LOVELACE, str(units)]),
             kind="send",
             origin=channel.origin,
         )
@@ -197,81 +234,62 @@ class ChannelSteps:
                 raise Refused("funds_pending", "its UTxOs were used meanwhile, or its key was: take another key")
             return plan
 
-        def admit(unit: Unit, now_ms: int) -> None:
-            if step in _LOCKING:
+        def admit(unit: Unit, now_ms: int) -> AdmittedPayment:
+            if step in ("open", "add"):
                 self._require_room(unit.conn, channel, units, now_ms)
-            if step == "open":
+            if step == "open" and not rows.put(unit, channel):  # there is one if an opening was never signed
                 rows.add_channel(unit, channel)
-            if any(map(is_under_way, rows.steps_of(unit.conn, channel.id))):
+            if any(one.is_under_way for one in rows.steps_of(unit.conn, channel.id)):
                 raise Refused("wrong_state", "another transaction of the channel is under way")
-            apps.ensure_own(unit, app_id, "coin upkeep", now_ms)
-            context.admission.admit_transfer(unit, request, planned, now_ms)
+            apps.ensure_own(unit, app_id, "channel exits", now_ms)
+            admitted = context.admission.admit_transfer(unit, request, planned, now_ms)
             rows.add_step(unit, ids.payment, channel.id, step, units)
             if by is not None:
                 move(unit, rows.channel(unit.conn, channel.id), by, now_ms)
+            return admitted
 
-        async def sign() -> bytes:
+        async def signed() -> bytes:
             place = {"tag": channel.id, "asset": channel.asset, "provider": channel.provider}
-            signature = await self._signer.channel("step", **place, transaction=raw.hex())
+            views = language_views(order.scripts.cost_model).hex()
+            signature = await self._signer.channel("step", **place, transaction=raw.hex(), views=views)
             return channel_tx.signed_step(raw, self._signer.public_key, signature)
 
         with self._signing.claim(ids.payment):
-            await context.write_at("admit", admit, ids.payment)
-            await self._signing.sign(ids.payment, plan, sign)
-        self._submitter.submit(ids.payment)
-        return rows.channel(context.conn, channel.id), context.payment(ids.payment)
-
-    def _plan_of(self, order: StepOrder, step: channel_tx.ChannelStep, raw: bytes, units: int) -> TxPlan:
-        """The step in the form of a transfer. Its inputs are ours alone, so what leaves them is what it locks."""
-        own, kept = self._context.config.own, step.output
-        outputs = [PlannedOutput("change", one[0], one[1], tuple(one[2].items())) for one in step.others]
-        asked = Output("change", own, LOVELACE, units)
-        if kept is not None:
-            place = address_of(kept.terms.script_hash.hex())
-            locked = units if order.step in _LOCKING else 0
-            outputs.insert(0, PlannedOutput("pay_to", place.raw, locked))
-            asked = Output("pay_to", place, LOVELACE, units) if locked else asked
-        frame = Frame(
-            own, step.ttl_slot, self._context.config.network.network_id, MAINNET_PARAMETERS, FEE_CAP_LOVELACE
-        )
-        return TxPlan(
-            *(order.utxos[0], order.utxos, (asked,), tuple(outputs), step.fee, frame),
-            *(raw, step.tx_id.hex(), len(raw)),
-        )
+            row, _ = await self._lifecycle.carry_out(await context.write_at("admit", admit), signed)
+        return rows.channel(context.conn, channel.id), row
 
     def _made(self, app_id: str, key: str | None, step: str) -> Made | None:
-        """The step that a repeated key has made. Refused: `idempotency_key_reused`."""
-        payment = find_payment(self._context.conn, app_id, None if key is None else f"key:{key}").payment
-        if payment is None:
+        """The step that a repeated key has made."""
+        row = find_payment(self._context.conn, app_id, None if key is None else f"key:{key}").payment
+        made = None if row is None else rows.step_of(self._context.conn, row.id)
+        if row is None or made is None or made.step != step:
             return None
-        made = rows.step_of(self._context.conn, payment.id)
-        if made is None or made.step != step:
-            raise Refused("idempotency_key_reused", f"the key {key!r} was used for something else")
-        return rows.channel(self._context.conn, made.channel_id), payment
+        return rows.channel(self._context.conn, made.channel_id), row
 
     def _require_room(self, conn: Connection, channel: Channel, units: int, now_ms: int) -> None:
         """Check that the merchant has no other channel, and the caps. Refused: `wrong_state`, `limit_exceeded`."""
         live, config = rows.live_channel(conn, channel.origin), self._context.config
         merchant = config.merchant(channel.origin)
-        if config.channels is None or merchant.channel is None:
-            raise Refused("channel_unoffered", f"{merchant.name} is paid by no channel any more")
-        if live is not None and live.id != channel.id:
-            raise Refused("wrong_state", f"{merchant.name} has the channel {live.id} already: it is {live.phase}")
+        if config.channels is None or merchant.channel is None or (live is not None and live.id != channel.id):
+            raise Refused("wrong_state", f"{merchant.name} has another channel already, or may have none")
         locked = [(one.origin, _locked(conn, one)) for one in rows.locked_channels(conn, channel.account)]
         there = sum(held for origin, held in locked if origin == channel.origin)
-        today = rows.locked_since(conn, now_ms - _DAY_MS)
         for name, most, taken in (
             (f"merchants.{merchant.name}.channel.locked_max", merchant.channel.locked_max_lovelace, there),
             ("channels.locked_max", config.channels.locked_max_lovelace, sum(held for _, held in locked)),
-            ("channels.locked_per_day", config.channels.locked_per_day_lovelace, today),
+            (
+                "channels.locked_per_day",
+                config.channels.locked_per_day_lovelace,
+                rows.locked_since(conn, now_ms - _DAY_MS),
+            ),
         ):
             if taken + units > most:
-                cap, has, asked = (format_amount(LOVELACE, amount) for amount in (most, taken, units))
                 raise Refused(
                     "limit_exceeded",
-                    f"{name} is {cap}, {has} counts in it already, and this locks {asked}",
+                    f"{name} is {format_amount(LOVELACE, most)}, {format_amount(LOVELACE, taken)} counts in it "
+                    f"already, and this locks {format_amount(LOVELACE, units)}",
                     fix=f"Lock less, or raise {name} in the config file and start the daemon again.",
-                    money=_NOTHING,
+                    money="Nothing was signed, and nothing more is locked.",
                     limit=name,
                     asset=LOVELACE,
                     left=str(max(most - taken, 0)),
@@ -280,20 +298,18 @@ class ChannelSteps:
 
     async def _choose(self, units: int, count: int) -> tuple[Utxo, ...]:
         """UTxOs of ADA alone for a step that locks `units`: the smallest that suffices, else the largest."""
+        utxos, needed = self._context.utxos, units + _BESIDE_LOVELACE
+        chosen = await self._context.write(
+            "plan", lambda _: (*islice(utxos.pure_from(needed), 1),) or (*islice(utxos.pure_largest(), count),)
+        )
+        if (has := sum(utxo.lovelace for utxo in chosen)) < needed:
+            need, have = format_amount(LOVELACE, needed), format_amount(LOVELACE, has)
+            detail = f"{need} are needed in at most {count} UTxOs of ADA alone, and the largest hold {have}"
+            raise Refused("not_enough_funds", detail, asset=LOVELACE)
+        return chosen
 
-        def job(_unit: Unit) -> tuple[Utxo, ...]:
-            utxos, needed = self._context.utxos, units + _BESIDE_LOVELACE
-            chosen = (*islice(utxos.pure_from(needed), 1),) or (*islice(utxos.pure_largest(), count),)
-            if (has := sum(utxo.lovelace for utxo in chosen)) < needed:
-                have, need = format_amount(LOVELACE, has), format_amount(LOVELACE, needed)
-                detail = f"{need} are needed in {count} UTxOs of ADA alone, and the largest hold {have}"
-                raise Refused("not_enough_funds", detail, asset=LOVELACE)
-            return chosen
-
-        return await self._context.write("plan", job)
-
-    async def _script(self, channel: Channel) -> ScriptTerms:
-        return await self._first(lambda provider: provider.script(channel.script_hash))
+    async def _listed(self, script_hash: str) -> tuple[ChainUtxo, ...]:
+        return await self._first(lambda one: one.script_utxos(address_of(script_hash).text))
 
     async def _first(self, ask: Callable[[ThrottledProvider], Awaitable[Read[T]]]) -> T:
         """What the first provider answers that shows scripts. Refused: `chain_not_ready` if none does."""
@@ -303,7 +319,13 @@ class ChannelSteps:
         raise Refused("chain_not_ready", "no provider shows scripts now: a channel needs one of kind blockfrost")
 
 
+def _take_in(channel: Channel, app_id: str, unit: Unit) -> None:
+    rows.add_channel(unit, channel)
+    detail = {"channel": channel.id, "merchant": channel.origin, "signed": str(channel.signed), "app": app_id}
+    writes.note(unit, None, "channel_recover", None, channel.created_at_ms, detail)
+
+
 def _locked(conn: Connection, channel: Channel) -> int:
-    """What a channel holds, or will hold once the steps under way are confirmed."""
-    steps = rows.steps_of(conn, channel.id)
-    return max(channel.deposited, sum(one.units for one in steps if one.step in _LOCKING and not one.is_over))
+    """What a channel holds, and what an addition that it does not show yet will lock."""
+    adding = (one for one in rows.steps_of(conn, channel.id) if one.step == "add" and not one.is_booked)
+    return channel.deposited + sum(one.units for one in adding if not one.is_over)

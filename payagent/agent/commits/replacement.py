@@ -108,13 +108,6 @@ def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:
     return last_ttl_slot(conn, row) <= slot
 
 
-def not_rebuilt(row: PaymentRow) -> Refused | None:
-    """Why a payment is not built again; None if it may be. A channel's step has a form of its own."""
-    if row.is_channel_step:
-        return Refused("payment_void/expired", "a channel's transaction is not built again")
-    return None
-
-
 def last_ttl_slot(conn: Connection, row: PaymentRow) -> int:
     """The highest TTL of the attempts that pay: none of them can be in a block of this slot or later."""
     return max(one.ttl_slot for one in attempts_and_utxos.attempts(conn, row.id) if one.kind == "pay")
@@ -228,7 +221,7 @@ class Replacement:
         self.chain.require_ready(now_ms)
         if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
             return None
-        if (stopped := not_rebuilt(row) or self.rules.why_stopped(unit.conn, row, now_ms)) is not None:
+        if (stopped := self.rules.why_stopped(unit.conn, row, now_ms)) is not None:
             return stopped
         if is_hopeless(unit.conn, row.id, row.attempt.tx_id):
             return Refused("payment_void/expired", "a provider said that the transaction can never be valid")

@@ -5,6 +5,8 @@ Start with `PaymentLifecycle.carry_out`. Only one task at a time works on a paym
 Never: takes another nonce UTxO; ends a payment for which something was signed.
 """
 
+from collections.abc import Awaitable, Callable
+
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.requests import AdmittedPayment
 from payagent.agent.commits import payment_transitions
@@ -12,7 +14,6 @@ from payagent.agent.commits.replacement import (
     NEXT_INVOICE_PATIENCE_S,
     is_lost,
     last_ttl_slot,
-    not_rebuilt,
     rebuilt,
     require_nonce_utxo,
     same_again,
@@ -47,10 +48,12 @@ class PaymentLifecycle:
         self._signing = signing
         self._submitter = submitter
 
-    async def carry_out(self, admitted: AdmittedPayment) -> tuple[PaymentRow, bool]:
-        """Sign and submit an admitted payment. Returns it, and whether it is new."""
+    async def carry_out(
+        self, admitted: AdmittedPayment, signed: Callable[[], Awaitable[bytes]] | None = None
+    ) -> tuple[PaymentRow, bool]:
+        """Sign and submit an admitted payment. Returns it, and whether it is new. `signed`: as of `sign`."""
         if admitted.plan is not None:
-            await self._signing.sign(admitted.payment_id, admitted.plan)
+            await self._signing.sign(admitted.payment_id, admitted.plan, signed)
             self._submitter.submit(admitted.payment_id)
         return await self.once_signed(self._context.payment(admitted.payment_id)), admitted.is_new
 
@@ -102,7 +105,7 @@ class PaymentLifecycle:
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, is_requested: bool) -> Refused | None:
         """Do the work of `resume`. Returns the reason if the payment was rejected."""
-        stopped = not_rebuilt(row) or self._context.admission.rules.why_stopped(self._context.conn, row, now_ms)
+        stopped = self._context.admission.rules.why_stopped(self._context.conn, row, now_ms)
         if stopped is None and (row.attempt.ttl_slot or 0) - slot >= self._context.config.min_window_s:
             if is_requested or not (row.invoice.merchant_submits or self._context.is_paused):
                 await self._signing.sign(row.id, self._rebuild(row))

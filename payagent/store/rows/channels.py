@@ -19,6 +19,9 @@ _STEP = """
 SELECT s.payment_id, s.channel_id, s.step, s.units, s.is_booked, p.state
 FROM channel_steps s JOIN payments p ON p.id = s.payment_id"""
 
+CHANNELS_APP = "app_channels"
+"""The app of the steps that payagent makes by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelStepRow:
@@ -42,6 +45,11 @@ class ChannelStepRow:
     @property
     def is_posted(self) -> bool:
         return self.state in POSTED
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it may still change the channel."""
+        return self.state not in (*POSTED, *ENDED_WITHOUT_PAYING, State.CANCELLING)
 
 
 def _channel(*columns: object) -> Channel:
@@ -113,13 +121,14 @@ def add_channel(unit: Unit, row: Channel) -> None:
     )
 
 
-def put(unit: Unit, row: Channel) -> None:
-    """Write the columns of a channel."""
+def put(unit: Unit, row: Channel) -> bool:
+    """Write the columns of a channel. False if there is none yet."""
     values = [getattr(row, name) for name in _NAMES]
-    unit.conn.execute(
+    cursor = unit.conn.execute(
         f"UPDATE channels SET {', '.join(f'{name} = ?' for name in _NAMES)} WHERE id = ?",  # noqa: S608
         [*(int(value) if isinstance(value, bool) else value for value in values), row.id],
     )
+    return cursor.rowcount == 1
 
 
 def doubt(unit: Unit, channel_id: str) -> None:
