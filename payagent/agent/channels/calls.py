@@ -202,10 +202,16 @@ class ChannelCalls(Deliveries):
         merchant = self._context.config.merchants.get(payment_request.origin)
         if merchant is None or merchant.channel is None or payment_request.topup is not None or key is None:
             return None
-        if find_payment(conn, payment_request.app_id, key).payment is not None:
+        reading = self._intake.reading(merchant, payment_request, self._context.ports.clock.now_ms())
+        offers: tuple[ChannelOffer, ...] = ()
+        with suppress(Refused):
+            offers = read_channel_offers(payment_request.response, reading)
+        trusted = [one for one in offers if why_untrusted(self._context.config, merchant, one) is None]
+        for offer in (*trusted, *offers)[:1]:
+            self._offers[merchant.origin] = offer
+        if not trusted or find_payment(conn, payment_request.app_id, key).payment is not None:
             return None
-        if (offer := self._offer(merchant, payment_request)) is None:
-            return None
+        offer = trusted[0]
         channel, name = channels.live_channel(conn, merchant.origin), merchant.name
         if channel is None and all(one.origin != merchant.origin for one in channels.locked_channels(conn)):
             raise Refused("channel_missing", f"no channel is open at {name}")
@@ -218,17 +224,6 @@ class ChannelCalls(Deliveries):
         if channel.room < offer.price:
             raise Refused("channel_full", f"{channel.room} of {channel.id} are left, a call costs {offer.price}")
         return merchant, offer, channel
-
-    def _offer(self, merchant: MerchantConfig, payment_request: PaymentRequest) -> ChannelOffer | None:
-        """The first offer of the 402 on whose terms money may be locked."""
-        reading = self._intake.reading(merchant, payment_request, self._context.ports.clock.now_ms())
-        try:
-            offers = read_channel_offers(payment_request.response, reading)
-        except Refused:
-            return None
-        trusted = [one for one in offers if why_untrusted(self._context.config, merchant, one) is None]
-        self._offers[merchant.origin] = (*trusted, *offers)[0]
-        return next(iter(trusted), None)
 
     async def _is_left_to_exact(self, payment_request: PaymentRequest, refusal: Refused) -> bool:
         """Whether the 402 can be paid without a channel. One is opened first where the config says so."""
