@@ -61,6 +61,7 @@ Sub-packages, each importing only from those above it:
     change_notifier  wakes callers that wait for a payment or a block
     free_utxos       changes the available UTxOs in memory, undone with the commit
     payment_view     the headers of a retry
+    call_views       calls that channels pay, seen as payments
   commits     inside one write transaction, on the writer's thread
     rules                 limits, caps and merchant rules
     tx_planner            which UTxOs pay, and the transaction that results
@@ -88,6 +89,8 @@ Sub-packages, each importing only from those above it:
     queue      payments that wait for a UTxO
     upkeep     splits and gathers UTxOs when worth the fee
     transfers  the operator's transfers: send, send all, split
+  channels    off unless configured
+    calls  promises calls, signs their vouchers, takes merchants' answers
   agent       `Agent`: builds the parts; pays and quotes
   chain_sync  one pass over the chain
     sync                  `ChainSync`: the order of a pass

@@ -77,13 +77,13 @@ class Agent:
         `then` writes more into the commit that admits it.
         """
         now_ms = self.context.ports.clock.now_ms()
-        if (
-            self.channels is not None
-            and then is None  # another daemon asks, which has no voucher of this one to show
-            and (called := await self._pay_by_channel(self.channels, payment_request))
-        ):
-            return called
         try:
+            if (
+                self.channels is not None
+                and then is None  # another daemon, which asks with `then`, has no voucher of this one to show
+                and (called := await self.channels.calls.pay(payment_request)) is not None
+            ):
+                return called
             merchant = self.context.config.merchant(payment_request.origin)
             offers = self.intake.offers(merchant, payment_request, now_ms)
         except Refused as refusal:
@@ -93,7 +93,7 @@ class Agent:
             ):
                 return row, False
             await self.intake.note_refusal(payment_request, refusal, None, now_ms)
-            raise
+            raise visible_to_app(self.context.conn, payment_request.app_id, refusal) from None
         intent = self.intake.intent(payment_request, offers, now_ms)
         if (existing := self._repeated(intent)) is not None:
             return await self.lifecycle.once_signed(existing), False
@@ -113,17 +113,6 @@ class Agent:
             if admitted.plan is not None:
                 self.utxo_pool.look_ahead(admitted.plan)
             return carried_out
-
-    async def _pay_by_channel(
-        self, parts: "ChannelParts", payment_request: PaymentRequest
-    ) -> tuple[PaymentRow, bool] | None:
-        """Promise a call, or find it. None: a payment pays for the request. Refused: as `ChannelCalls.pay`."""
-        now_ms = self.context.ports.clock.now_ms()
-        try:
-            return await parts.calls.pay(payment_request)
-        except Refused as refusal:
-            await self.intake.note_refusal(payment_request, refusal, None, now_ms)
-            raise visible_to_app(self.context.conn, payment_request.app_id, refusal) from None
 
     def deliveries_of(self, payment_id: str) -> Deliveries:
         """What records the deliveries of a payment, or of a call that a channel pays."""

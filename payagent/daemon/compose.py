@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from payagent.agent.agent import Agent
@@ -61,6 +62,9 @@ from payagent.store.rows.fleet import DaemonRow
 
 Running = tuple[Fleet, list[Notifier], Heartbeat, ApprovalLinks | None, Egress]
 """What answers requests, what tells the targets, how the passes over the chain go, and what both ways out need."""
+
+if TYPE_CHECKING:
+    from payagent.store.db.ceiling_file import CeilingFile
 
 Store = tuple[Writer, Readers]
 Opened = tuple[Store, Seat | None]
@@ -158,6 +162,12 @@ class AccountJobs:
         self.notifiers: list[Notifier] = []
         self._startup, self._front, self._store = startup, front, store
         self._merchants, self._records = merchants, records
+        self._ceilings: dict[int, CeilingFile] = {}
+        if front.channels is not None:
+            from payagent.store.db import ceiling_file as file
+
+            folder = startup.settings.data_dir
+            self._ceilings = {number: file.CeilingFile(folder / file.ceiling_file(number)) for number in records}
         self._running: dict[HeldAccount, tuple[Scheduler, list[asyncio.Task[None]]]] = {}
 
     def visit(self, number: int) -> HeldAccount:
@@ -173,10 +183,7 @@ class AccountJobs:
         recovery = Recovery(context, self._records[context.config.account])
         await recovery.begin()
         if held.agent.channels is not None:
-            from payagent.store.db.ceiling_file import CEILING_FILE, CeilingFile
-
-            ceilings = CeilingFile(self._startup.settings.data_dir / CEILING_FILE)
-            await held.agent.channels.calls.start(self._merchants, ceilings)
+            await held.agent.channels.calls.start(self._merchants, self._ceilings[context.config.account])
         if is_first := context.config.account == 0:
             await take_targets(self._front.context, list(self.targets))
         scheduler = Scheduler(

@@ -12,6 +12,7 @@ Where to look:
     schema     the migrations, which build a ledger, and the checks of the result
     opening    opens the file, or refuses it
     unit       one job's part of the open transaction
+    ceiling_file  how far vouchers may go, beside the keystore
     committer  commits several jobs at once (uses `seals`, `signer_record`)
     fence      what a commit of a fleet's daemon asks first: the gate, and which accounts it holds
     writer     the thread that commits, and its queue

@@ -12,7 +12,8 @@ from kit.agent import ADA, copied, daily, put
 from kit.channel_calls import PRICE, TAG, ChannelRun, Shop, channel_shop
 
 from payagent.agent.base.requests import PaymentRequest
-from payagent.core.channel import CallState, ChannelPhase
+from payagent.agent.channels.moves import move
+from payagent.core.channel import CallState, ChannelPhase, Moved, Position
 from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Scope
 from payagent.core.problems import Refused
@@ -517,3 +518,37 @@ async def test_a_channel_opens_by_itself_where_nothing_else_is_offered(shop: Sho
         await at.run.settle_down()
         answer, _ = await at.call("/channel/a")
         assert answer.json()["path"] == "/channel/a"
+
+
+async def test_a_late_answer_serves_its_call_and_hides_no_newer_one(shop: Shop) -> None:
+    async with shop.run() as at:
+        await at.call("/channel/0")
+        late = await at.pay("/channel/a", idempotency_key="late")
+        headers = at.headers(late)
+        answer = at.get("/channel/a", headers)
+        await at.silence(late)
+        newer = await at.pay("/channel/b")
+        held = at.headers(newer)
+        response = parse_response(200, list(answer.headers.multi_items()), answer.content)
+        late, _ = await at.calls.take_answer(late.id, response, is_delivered=True)
+        assert late.delivery is Delivery.ACCEPTED
+        newer = at.run.context.payment(newer.id)
+        assert at.headers(newer) == held != {}
+        await at.show("/channel/b", newer)
+        assert at.channel.count <= at.channel.signed
+        await at.call("/channel/c")
+        assert at.channel.count == shop.count == at.channel.signed
+
+
+async def test_a_claim_that_is_seen_before_the_answer_is_counted_once(shop: Shop) -> None:
+    async with shop.run() as at:
+        row = await at.pay("/channel/a")
+        headers = at.headers(row)
+        answer = at.get("/channel/a", headers)
+        position = Position(at.channel.ref or "", at.channel.capacity, PRICE, None)
+        await at.run.context.write("seen", lambda unit: move(unit, at.channel, Moved(position), 1))
+        response = parse_response(200, list(answer.headers.multi_items()), answer.content)
+        await at.calls.take_answer(row.id, response, is_delivered=True)
+        assert (at.channel.count, at.channel.signed) == (PRICE, PRICE)
+        await at.call("/channel/b")
+        assert (at.channel.count, shop.count, at.channel.signed) == (2 * PRICE,) * 3

@@ -26,7 +26,7 @@ from payagent.dialects import parse_answer, parse_response
 from payagent.settings.schema import ChannelSettings, MerchantChannelSettings
 from payagent.signer.channels import Channels, Windows
 from payagent.signer.policy import Clocks, Policy
-from payagent.store.db.ceiling_file import CEILING_FILE, CeilingFile
+from payagent.store.db.ceiling_file import CeilingFile, ceiling_file
 from payagent.store.db.committer import Checkpoint
 from payagent.store.rows import channels
 from payagent.wallet.keys import SoftwareSigner
@@ -123,7 +123,7 @@ class ChannelRun:
 
     async def start(self) -> None:
         merchants = self.run.topups._merchants
-        await self.calls.start(merchants, CeilingFile(self.shop.world.folder / CEILING_FILE))
+        await self.calls.start(merchants, CeilingFile(self.shop.world.folder / ceiling_file(0)))
 
     async def open_channel(self, lovelace: int = 5 * ADA) -> None:
         """Put a channel on the chain and into the ledger, as its opening would have left it."""

@@ -111,8 +111,8 @@ class ChannelCalls(Deliveries):
         super().__init__(context, lifecycle)
         self._intake, self._signer, self._offers, self._open = intake, signer, offers, open_channel
         self._signed: dict[str, tuple[str, Voucher, str]] = {} if context.calls is None else context.calls.signed
-        self._answered: set[str] = set()
-        """Calls whose last answer was final and counts for nothing."""
+        self._answered: dict[str, str] = {}
+        """By channel, the last call that got an answer after which it is not presented again."""
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._merchants: MerchantClient | None = None
         self._ceilings: CeilingFile | None = None
@@ -202,10 +202,16 @@ class ChannelCalls(Deliveries):
         merchant = self._context.config.merchants.get(payment_request.origin)
         if merchant is None or merchant.channel is None or payment_request.topup is not None or key is None:
             return None
-        if find_payment(conn, payment_request.app_id, key).payment is not None:
+        reading = self._intake.reading(merchant, payment_request, self._context.ports.clock.now_ms())
+        offers: tuple[ChannelOffer, ...] = ()
+        with suppress(Refused):
+            offers = read_channel_offers(payment_request.response, reading)
+        trusted = [one for one in offers if why_untrusted(self._context.config, merchant, one) is None]
+        for offer in (*trusted, *offers)[:1]:
+            self._offers[merchant.origin] = offer
+        if not trusted or find_payment(conn, payment_request.app_id, key).payment is not None:
             return None
-        if (offer := self._offer(merchant, payment_request)) is None:
-            return None
+        offer = trusted[0]
         channel, name = channels.live_channel(conn, merchant.origin), merchant.name
         if channel is None and all(one.origin != merchant.origin for one in channels.locked_channels(conn)):
             raise Refused("channel_missing", f"no channel is open at {name}")
@@ -218,17 +224,6 @@ class ChannelCalls(Deliveries):
         if channel.room < offer.price:
             raise Refused("channel_full", f"{channel.room} of {channel.id} are left, a call costs {offer.price}")
         return merchant, offer, channel
-
-    def _offer(self, merchant: MerchantConfig, payment_request: PaymentRequest) -> ChannelOffer | None:
-        """The first offer of the 402 on whose terms money may be locked."""
-        reading = self._intake.reading(merchant, payment_request, self._context.ports.clock.now_ms())
-        try:
-            offers = read_channel_offers(payment_request.response, reading)
-        except Refused:
-            return None
-        trusted = [one for one in offers if why_untrusted(self._context.config, merchant, one) is None]
-        self._offers[merchant.origin] = (*trusted, *offers)[0]
-        return next(iter(trusted), None)
 
     async def _is_left_to_exact(self, payment_request: PaymentRequest, refusal: Refused) -> bool:
         """Whether the 402 can be paid without a channel. One is opened first where the config says so."""
@@ -286,7 +281,7 @@ class ChannelCalls(Deliveries):
     def _is_silent(self, merchant: MerchantConfig, call: ChannelCall) -> bool:
         """Whether no answer that counts is to come any more."""
         waited_ms = self._context.ports.clock.now_ms() - call.updated_at_ms
-        return call.id in self._answered or not 0 <= waited_ms <= merchant.timeout_s * 1000
+        return self._answered.get(call.channel) == call.id or not 0 <= waited_ms <= merchant.timeout_s * 1000
 
     async def probe(
         self, merchant: MerchantConfig, payment_request: PaymentRequest, offer: ChannelOffer, channel_id: str
@@ -325,7 +320,7 @@ class ChannelCalls(Deliveries):
             ceiling = min(amount + CEILING_CALLS * offer.price, channel.capacity)
             ceilings.write({**ceilings.known, channel.id: ceiling})
 
-        def job(unit: Unit, now_ms: int) -> ChannelCall:
+        def job(unit: Unit, now_ms: int) -> None:
             conn, fresh = unit.conn, channels.channel(unit.conn, channel.id)
             apps.require_let_in(conn, intent.app_id, now_ms)
             pauses.require_running(conn)
@@ -346,9 +341,9 @@ class ChannelCalls(Deliveries):
                 *(offer.price, spend[offer.asset], offer.echo, CallState.PROMISED, None, now_ms, now_ms),
             )
             channels.add_call(unit, call, clock_ms)
-            return call
 
-        await self._sign(await self._context.write_at("promise", job, intent.ids.payment))
+        await self._context.write_at("promise", job, intent.ids.payment)
+        await self._sign(channels.require_call(self._context.conn, intent.ids.payment))
 
     def _require_allowed(
         self, conn: Connection, intent: PaymentIntent, offer: ChannelOffer, spend: dict[str, int], now_ms: int
@@ -368,7 +363,8 @@ class ChannelCalls(Deliveries):
             voucher = await self._voucher(channels.channel(self._context.conn, call.channel), call.amount)
             voucher = replace(voucher, channel_ref=call.channel_ref)
             headers = voucher_headers(call.echo, voucher, call.intent_id)
-            self._signed[call.channel] = call.id, voucher, json.dumps(headers)
+            if channels.is_newest(self._context.conn, call):
+                self._signed[call.channel] = call.id, voucher, json.dumps(headers)
         return voucher
 
     async def _voucher(self, channel: Channel, amount: int) -> Voucher:
@@ -426,7 +422,7 @@ class ChannelCalls(Deliveries):
                 return context.payment(payment_id), Answered(RetryVerdict.PENDING, reason, response.status, 0.0)
         after_s = again_after_s(1) if verdict is VoucherVerdict.RETRY else None
         if after_s is None:
-            self._answered.add(payment_id)
+            self._answered[call.channel] = call.id
         return context.payment(payment_id), Answered(_SAID[verdict], reason, response.status, after_s)
 
 
@@ -438,8 +434,9 @@ def _serve(unit: Unit, call: ChannelCall, response: HttpResponse, voucher: Vouch
     with suppress(Refused):
         charged = read_charge(response, voucher).units
     is_above = charged is not None and charged > call.price
-    is_counted = call.state is CallState.PROMISED and (channel.phase, ChannelEvent.SERVE) in EFFECTS
-    if charged is not None and not is_above and is_counted:
+    is_open = call.state is CallState.PROMISED and (channel.phase, ChannelEvent.SERVE) in EFFECTS
+    # a claim that was seen first has raised the count already
+    if is_open and charged is not None and not is_above and channel.count + charged <= call.amount:
         move(unit, channel, Served(charged, voucher.signature.hex(), voucher.amount), now_ms)
     else:
         channels.doubt(unit, channel.id)

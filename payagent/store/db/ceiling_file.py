@@ -10,7 +10,10 @@ from pathlib import Path
 
 from payagent.secret_file import make_secret_file, put_in_place
 
-CEILING_FILE = "channels.json"
+
+def ceiling_file(account: int) -> str:
+    """The name of an account's file: `channels.json` for the first, then `channels-1.json` and so on."""
+    return f"channels-{account}.json" if account else "channels.json"
 
 
 class CeilingFile:
