@@ -272,5 +272,7 @@ class ChannelJudge(Judge):
         elif channel.phase is ChannelPhase.ENDED:
             if channel.deposited != channel.returned + channel.claimed:
                 self._story.violate("C5", f"{name}: {channel.deposited} is not {channel.returned} and {channel.claimed}")
+            if channel.claimed > channel.signed:
+                self._story.violate("C2", f"{channel.claimed} of {name} were taken, the ledger promised {channel.signed}")
             if channel.claimed > self._promised.get(channel.id, 0):
                 self._story.violate("C2", f"{channel.claimed} of {name} were taken")

@@ -305,6 +305,12 @@ class ChannelWorld(World):
                 self.story.reach("a stranger copies the constants of a channel")
                 self.story.tell(f"a stranger copies {ref[0][:8]}")
 
+    def _calm_down(self) -> None:
+        """Somebody refills the wallet, so that it can pay for the exits."""
+        super()._calm_down()
+        for _ in range(3):
+            self.net.node.faucet(self._deposited_to(), 15 * ADA, {})
+
     def _is_anything_open(self, life: SimProcess) -> bool:
         return super()._is_anything_open(life) or bool(rows.locked_channels(life.conn))
 

@@ -25,7 +25,7 @@ from payagent.core.problems import Refused
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.proxy.payer import ProxyPayer
 from payagent.signer.channels import Channels
-from payagent.store.db.ceiling_file import CEILING_FILE, CeilingFile
+from payagent.store.db.ceiling_file import CeilingFile, ceiling_file
 from payagent.store.db.committer import Committer, Job, Ownership
 from payagent.store.db.lease import lease
 from payagent.store.db.readers import Readers
@@ -281,7 +281,7 @@ class SimProcess(SimDaemon):
         """Start as the daemon does: first recover what the ledger may lack, then start the jobs."""
         await self._recovery.begin()
         if self.agent.channels is not None:
-            ceilings = CeilingFile(self._host.disk.folder / CEILING_FILE)
+            ceilings = CeilingFile(self._host.disk.folder / ceiling_file(0))
             await self.agent.channels.calls.start(self._merchants, ceilings)
         self.spawn(self._every(1, self.chain_sync.run_once))
         self.spawn(self._every(1, lambda: self._recovery.run_once(self.chain_sync.provider_selection.view)))

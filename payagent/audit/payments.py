@@ -94,6 +94,7 @@ def check_record(case: Case, owner: Owner) -> Generator[AuditFinding, None, tupl
     paid: Mapping[str, Units] = {
         tx_id: external_value(reading, owner) if case.spent is None else taken(reading, case.spent, owner)
         for tx_id, reading in readings.items()
+        if case.spent is None or all(f"{made_by}#{index}" in case.spent for made_by, index in reading.inputs)
     }
     yield from _check_holds(case, steps, readings, paid)
     yield from _check_entries(case, steps, paid)
@@ -343,7 +344,7 @@ def _check_holds(
         yield AuditFinding("holds", case.id, "an asset is held twice")
     is_first = True
     for attempt in case.attempts:
-        if attempt.kind == "pay" and (reading := readings.get(attempt.tx_id)):
+        if attempt.kind == "pay" and attempt.tx_id in paid and (reading := readings.get(attempt.tx_id)):
             spend = ledger.add((paid[attempt.tx_id], {LOVELACE: reading.fee_lovelace}))
             is_within = all(units <= hold.get(asset, 0) for asset, units in spend.items())
             if (hold != spend) if is_first and case.spent is None else not is_within:

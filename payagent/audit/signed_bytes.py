@@ -97,7 +97,8 @@ def differences(
     if tx_id.hex() != row.tx_id:
         yield "its bytes have another transaction id"
     inputs = [f"{spent}#{index}" for spent, index in reading.inputs]
-    if sorted(inputs) != sorted(row.inputs) or len(set(inputs)) != len(inputs):
+    known = set(row.inputs) if kind == CHANNEL_STEP else set(inputs)  # a rollback may have taken the others
+    if sorted(known & set(inputs)) != sorted(row.inputs) or len(set(inputs)) != len(inputs):
         yield "its bytes spend other inputs"
     if row.nonce_utxo not in inputs:
         yield "its bytes do not spend the nonce UTxO"

@@ -316,7 +316,8 @@ class Ended(ChannelMove):
     returned: int
 
     def sets(self, channel: Channel) -> dict[str, Any]:
-        return {"returned": self.returned, "claimed": channel.deposited - self.returned, "capacity": 0}
+        locked = max(channel.deposited, self.returned)  # an older ledger may have forgotten an addition
+        return {"deposited": locked, "returned": self.returned, "claimed": locked - self.returned, "capacity": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +340,7 @@ def apply(channel: Channel, move: ChannelMove, now_ms: int) -> tuple[Channel, tu
     spent = {
         None: 0,
         ChannelBooks.USE: after.signed - channel.signed,
-        ChannelBooks.UNUSE: after.claimed - after.signed,
+        ChannelBooks.UNUSE: after.claimed - after.signed - max(after.deposited - channel.deposited, 0),
         ChannelBooks.USE_AGAIN: channel.signed - channel.claimed,
     }[effect.books]
     entry = ledger.use_channel(after.origin, {after.asset: spent})

@@ -51,8 +51,9 @@ class ChannelFollow:
     async def _follow(self, view: QuorumView, listed: _Listed, channel: Channel) -> None:
         steps = rows.steps_of(self._context.conn, channel.id)
         at = None if channel.phase is ChannelPhase.ENDED else await self._find(view, listed, channel, steps)
+        openings = [step for step in steps if step.step == "open"]
         for step in steps:
-            event = _event_of(step, at, is_last=step is steps[-1])
+            event = _event_of(step, at, is_last=step in openings[-1:])
             if event is not None and (channel.phase, event.event) in machine.EFFECTS:
                 channel = await self._move(channel, event, step)
         if at is None or channel.phase not in (ChannelPhase.OPEN, ChannelPhase.CLOSING):
@@ -130,7 +131,7 @@ class ChannelFollow:
 def _event_of(step: rows.ChannelStepRow, at: positions.ChannelUtxo | None, *, is_last: bool) -> ChannelMove | None:
     """The event that a step has caused and that its channel has not taken yet.
 
-    An opening that is not the last step was never signed: the last one spends the same nonce UTxO.
+    An opening that is not the last one was never signed: the last one spends the same nonce UTxO.
     """
     if step.is_posted == step.is_booked:
         return machine.OpeningVoid() if step.step == "open" and step.is_over and is_last else None

@@ -122,10 +122,13 @@ class ChannelSteps:
     async def recover(self, app_id: str) -> list[Channel]:
         """Take in our channels that the ledger lacks, as closing: the next passes get back what is left of them.
 
-        What they promised is not known, so all of it counts as signed. Returns them. Refused: `chain_not_ready`.
+        What they promised is not known, so all of it counts as signed. Returns them. Refused: `chain_not_ready`;
+        `ledger_behind` while what an older ledger has forgotten may still change them.
         """
         context, config, taken = self._context, self._context.config, []
-        known = {one.id for _, one in rows.channels_page(context.conn, None, 2**31)}
+        context.chain.require_ready(context.ports.clock.now_ms())
+        channels = (one for _, one in rows.channels_page(context.conn, None, 2**31))
+        known = {one.id for one in channels if one.phase is not ChannelPhase.VOID}
         merchants = config.merchants.items()
         origins = {key: at for at, one in merchants if one.channel for key in one.channel.provider_keys}
         scripts = () if config.channels is None else config.channels.scripts
@@ -320,7 +323,10 @@ class ChannelSteps:
 
 
 def _take_in(channel: Channel, app_id: str, unit: Unit) -> None:
-    rows.add_channel(unit, channel)
+    if rows.put(unit, channel):  # this ledger is older, and has an opening of it that is void
+        rows.forget_steps(unit, channel.id)
+    else:
+        rows.add_channel(unit, channel)
     detail = {"channel": channel.id, "merchant": channel.origin, "signed": str(channel.signed), "app": app_id}
     writes.note(unit, None, "channel_recover", None, channel.created_at_ms, detail)
 

@@ -144,6 +144,11 @@ def put(unit: Unit, row: Channel) -> bool:
     return cursor.rowcount == 1
 
 
+def forget_steps(unit: Unit, channel_id: str) -> None:
+    """The channel is not what its steps made."""
+    unit.conn.execute("DELETE FROM channel_steps WHERE channel_id = ?", (channel_id,))
+
+
 def doubt(unit: Unit, channel_id: str) -> None:
     """The count is not known any more: the next voucher asks for it."""
     unit.conn.execute("UPDATE channels SET is_count_known = 0 WHERE id = ?", (channel_id,))
