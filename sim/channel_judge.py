@@ -131,9 +131,9 @@ class ChannelJudge(Judge):
         self._promised[now.id] = max(now.signed, self._promised.get(now.id, 0))
 
     def _check_sums(self, conn: Connection) -> None:
-        caps, signed = self._caps(), sum(one.signed for one in self._known.values())
+        caps, signed = self._caps(), sum(self._vouchers.values())
         if signed > self._cap_units and not self._was_put_back:
-            self._story.violate("C3", f"{signed} are promised, the limit is {self._cap_units}")
+            self._story.violate("C3", f"vouchers are for {signed}, the limit is {self._cap_units}")
         locked = [one for one in self._known.values() if one.phase in LOCKED]
         for cap, channels in (
             (caps.settings.locked_max_lovelace, locked),

@@ -113,6 +113,8 @@ class ChannelCalls(Deliveries):
         self._signed: dict[str, tuple[str, Voucher, str]] = {} if context.calls is None else context.calls.signed
         self._answered: dict[str, str] = {}
         """By channel, the last call that got an answer after which it is not presented again."""
+        self._counted: dict[str, int] = {}
+        """By channel, what the limits have counted of its promises. The ceiling of a start is not among it."""
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._merchants: MerchantClient | None = None
         self._ceilings: CeilingFile | None = None
@@ -316,6 +318,7 @@ class ChannelCalls(Deliveries):
     async def _promise(self, intent: PaymentIntent, offer: ChannelOffer, channel: Channel) -> None:
         """Promise a call under the channel's lock, after its ceiling is high enough, and sign its voucher."""
         amount, ceilings = channel.count + offer.price, self._ceilings
+        counted = self._counted.get(channel.id) or channels.promised_by_calls(self._context.conn, channel.id)
         if ceilings is not None and ceilings.known.get(channel.id, 0) < amount:
             ceiling = min(amount + CEILING_CALLS * offer.price, channel.capacity)
             ceilings.write({**ceilings.known, channel.id: ceiling})
@@ -328,7 +331,7 @@ class ChannelCalls(Deliveries):
             found.require_no_conflict()
             if found.payment is not None or fresh.count != channel.count:
                 raise Refused("channel_busy", "another request was faster")
-            spend = {offer.asset: max(0, amount - fresh.signed)}
+            spend = {offer.asset: max(0, amount - counted)}
             self._require_allowed(conn, intent, offer, spend, now_ms)
             if found.intent is None:
                 open_intent(unit, intent, origin=fresh.origin, request=intent.request, now_ms=now_ms)
@@ -343,6 +346,7 @@ class ChannelCalls(Deliveries):
             channels.add_call(unit, call, clock_ms)
 
         await self._context.write_at("promise", job, intent.ids.payment)
+        self._counted[channel.id] = max(counted, amount)
         await self._sign(channels.require_call(self._context.conn, intent.ids.payment))
 
     def _require_allowed(
