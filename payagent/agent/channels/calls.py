@@ -113,6 +113,10 @@ class ChannelCalls(Deliveries):
         self._signed: dict[str, tuple[str, Voucher, str]] = {} if context.calls is None else context.calls.signed
         self._answered: dict[str, str] = {}
         """By channel, the last call that got an answer after which it is not presented again."""
+        self._shown_ms: dict[str, int] = {}
+        """By channel, when the voucher of its last call was given out again."""
+        self._forgotten: dict[str, int] = {}
+        """The ceilings of channels that were opening at the start: an older ledger forgot their vouchers."""
         self._counted: dict[str, int] = {}
         """By channel, what the limits have counted of its promises. The ceiling of a start is not among it."""
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -128,6 +132,8 @@ class ChannelCalls(Deliveries):
                 ceiling = min(ceilings.known.get(channel.id, 0), channel.capacity)
                 if ceiling > channel.signed and channel.phase is ChannelPhase.OPEN:
                     channel = move(unit, channel, Promise(ceiling), now_ms)
+                elif channel.phase is ChannelPhase.OPENING and channel.id in ceilings.known:
+                    self._forgotten[channel.id] = ceilings.known[channel.id]
                 if channel.signed:
                     channels.doubt(unit, channel.id)
 
@@ -150,7 +156,7 @@ class ChannelCalls(Deliveries):
         also `channel_busy`, `channel_disputed`, `channel_full`, `channel_missing`, `channel_opening`.
         """
         try:
-            if (row := await self._repeated(payment_request)) is not None:
+            if (row := await self._repeated(payment_request, is_in_turn=False)) is not None:
                 return row, False
             chosen = self._choose(payment_request)
             return None if chosen is None else await self._pay_in_turn(payment_request, *chosen)
@@ -174,19 +180,27 @@ class ChannelCalls(Deliveries):
 
     # --- the choice
 
-    async def _repeated(self, payment_request: PaymentRequest) -> PaymentRow | None:
-        """The intent's call, with the same voucher as before. A void one has paid nothing and does not count."""
+    async def _repeated(self, payment_request: PaymentRequest, *, is_in_turn: bool) -> PaymentRow | None:
+        """The intent's call, with the same voucher as before. A void one has paid nothing and does not count.
+
+        It is given out again in its turn, and then waited for: a count that is asked for meanwhile may come first.
+        """
         conn, key = self._context.conn, payment_request.key(None)
         found = find_payment(conn, payment_request.app_id, key, payment_request.fingerprint)
         found.require_no_conflict()
         call = None if found.intent is None else channels.call_for(conn, found.intent.id)
         if call is None:
             return None
+        if not is_in_turn:
+            async with self._locks[call.channel]:
+                return await self._repeated(payment_request, is_in_turn=True)
         if call.state is not CallState.PROMISED and not channels.is_newest(conn, call):
             name = "invoice_already_paid/same_intent" if call.state is CallState.SERVED else "paid_not_served"
             raise Refused(name, f"{call.id} paid for it, and later calls followed", payment=call.id)
         if self._context.payment(call.id).account == self._context.config.account:
             await self._sign(call)
+            self._shown_ms[call.channel] = self._context.ports.clock.now_ms()
+            self._answered.pop(call.channel, None)
         return self._context.payment(call.id)
 
     def account_at(self, origin: str) -> int | None:
@@ -267,8 +281,11 @@ class ChannelCalls(Deliveries):
         deadline_s = loop.time() + TURN_S
         while True:
             async with self._locks[channel.id]:
-                if (row := await self._repeated(payment_request)) is not None:
+                if (row := await self._repeated(payment_request, is_in_turn=True)) is not None:
                     return row, False
+                if channel.id in self._forgotten:
+                    await self._context.write_at("channels_start", partial(self._promise_forgotten, channel.id))
+                    del self._forgotten[channel.id]
                 pending = channels.unanswered_call(conn, channel.id)
                 if pending is None or self._is_silent(merchant, pending):
                     if pending is not None or not channels.channel(conn, channel.id).is_count_known:
@@ -280,9 +297,17 @@ class ChannelCalls(Deliveries):
             if left_s <= 0 or not await self._context.changes.wait(pending.id, left_s):
                 raise Refused("channel_busy", f"{pending.id} has no answer yet")
 
+    def _promise_forgotten(self, channel_id: str, unit: Unit, now_ms: int) -> None:
+        channel = channels.channel(unit.conn, channel_id)
+        ceiling = min(self._forgotten[channel_id], channel.capacity)
+        if ceiling > channel.signed:
+            move(unit, channel, Promise(ceiling), now_ms)
+        channels.doubt(unit, channel_id)
+
     def _is_silent(self, merchant: MerchantConfig, call: ChannelCall) -> bool:
         """Whether no answer that counts is to come any more."""
-        waited_ms = self._context.ports.clock.now_ms() - call.updated_at_ms
+        since_ms = max(call.updated_at_ms, self._shown_ms.get(call.channel, 0))
+        waited_ms = self._context.ports.clock.now_ms() - since_ms
         return self._answered.get(call.channel) == call.id or not 0 <= waited_ms <= merchant.timeout_s * 1000
 
     async def probe(
@@ -408,6 +433,8 @@ class ChannelCalls(Deliveries):
         context, (verdict, reason) = self._context, read_voucher_answer(response)
         async with self._locks[context.payment(payment_id).invoice.id or ""]:
             call = channels.require_call(context.conn, payment_id)
+            if call.state is CallState.VOID:  # its amount may pay another request now, and this be its answer
+                raise Refused("channel_busy", f"{payment_id} is void, and its voucher may pay another request")
             voucher = await self._sign(call)
 
             def job(unit: Unit, now_ms: int) -> None:
