@@ -55,7 +55,14 @@ class ChannelJudge(Judge):
     """As the judge of payments, and for channels."""
 
     def __init__(
-        self, net: Net, story: Trace, owner: Owner, market: Market, cap_units: int, rng: Random, caps: Callable[[], Caps]
+        self,
+        net: Net,
+        story: Trace,
+        owner: Owner,
+        market: Market,
+        cap_units: int,
+        rng: Random,
+        caps: Callable[[], Caps],
     ) -> None:
         super().__init__(net, story, owner, market, cap_units, rng)
         self._caps = caps
@@ -178,7 +185,9 @@ class ChannelJudge(Judge):
             self._story.violate("I1", f"{signed.tx_id[:8]} does not spend its payment's nonce UTxO")
         elsewhere = [out for out in tx.outputs if out.address not in (*self._own, SCRIPT_ADDRESS)]
         if elsewhere or len(kept) > 1 or len(before) > 1:
-            self._story.violate("I3", f"{signed.tx_id[:8]} is a step of a channel and pays {len(elsewhere)} others")
+            self._story.violate(
+                "I3", f"{signed.tx_id[:8]} is a step of a channel and pays {len(elsewhere)} others"
+            )
         tags = {channel_tag(ref) for ref in tx.inputs}
         for out in kept:
             datum = self._datum(out)
@@ -225,8 +234,12 @@ class ChannelJudge(Judge):
         super().blocks_made(blocks)
         for tx in (tx for block in blocks for tx in block.txs if tx.tx_id in self._net.hoard):
             for out in self._channels_in(tx)[0]:
-                if (datum := self._datum(out)) is not None and datum.subbed > self._promised.get(datum.tag.hex(), 0):
-                    self._story.violate("C2", f"{datum.subbed} of {datum.tag.hex()[:8]} are taken, less was promised")
+                if (datum := self._datum(out)) is not None and datum.subbed > self._promised.get(
+                    datum.tag.hex(), 0
+                ):
+                    self._story.violate(
+                        "C2", f"{datum.subbed} of {datum.tag.hex()[:8]} are taken, less was promised"
+                    )
 
     # --- the end
 
@@ -255,7 +268,7 @@ class ChannelJudge(Judge):
                 on_chain[datum.tag.hex()] = out.lovelace
         for channel in known.values():
             self._check_ended(channel)
-            if channel.id in on_chain and not channel.phase in LOCKED:
+            if channel.id in on_chain and channel.phase not in LOCKED:
                 self._story.violate("C5", f"{channel.id[:8]} is {channel.phase}, and holds {on_chain[channel.id]}")
         for tag in on_chain.keys() - known.keys():
             self._story.reach("a channel is forgotten by an older ledger")
@@ -271,8 +284,12 @@ class ChannelJudge(Judge):
             self._story.violate("I4", f"channel {name} is still {channel.phase}")
         elif channel.phase is ChannelPhase.ENDED:
             if channel.deposited != channel.returned + channel.claimed:
-                self._story.violate("C5", f"{name}: {channel.deposited} is not {channel.returned} and {channel.claimed}")
+                self._story.violate(
+                    "C5", f"{name}: {channel.deposited} is not {channel.returned} and {channel.claimed}"
+                )
             if channel.claimed > channel.signed:
-                self._story.violate("C2", f"{channel.claimed} of {name} were taken, the ledger promised {channel.signed}")
+                self._story.violate(
+                    "C2", f"{channel.claimed} of {name} were taken, the ledger promised {channel.signed}"
+                )
             if channel.claimed > self._promised.get(channel.id, 0):
                 self._story.violate("C2", f"{channel.claimed} of {name} were taken")

@@ -99,7 +99,9 @@ class ChannelSimShop(SimShop):
         self.habits, self._presented = habits, presented
         terms = self.merchant
         self.channels = _Shop(
-            _ShopsNode(self._net), lambda: replace(terms.terms, price_units=habits.price, asset=LOVELACE), self.name
+            _ShopsNode(self._net),
+            lambda: replace(terms.terms, price_units=habits.price, asset=LOVELACE),
+            self.name,
         )
         self.channels.set(ChannelShopSettings(is_open=True))
         route = Route("/channel/{thing:path}", ChannelApi(self.channels, node.tick).paid, methods=["GET", "POST"])

@@ -8,7 +8,6 @@ Never: uses a child process.
 """
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from unittest.mock import patch
 
 from payagent.agent.base.config import AgentConfig
 from payagent.audit.signed_bytes import Owner
-from payagent.core.channel import LIVE, LOCKED, Channel, ChannelPhase
+from payagent.core.channel import Channel, ChannelPhase
 from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
 from payagent.devnet.channel_script import OPENED, SCRIPT_ADDRESS, SCRIPT_HASH, read_datum
@@ -33,14 +32,14 @@ from payagent.store.rows import channels as rows
 from payagent.wallet import channel_build
 from payagent.wallet.keys import SoftwareSigner
 from sim.channel_judge import Caps, ChannelJudge
-from sim.channel_merchants import FORGETFUL, ChannelSimShop, ProbingTransport, draw_habits
+from sim.channel_merchants import ChannelSimShop, ProbingTransport, draw_habits
 from sim.clients import BuyerTask, ClientGoal
 from sim.fixtures import ADA, NETWORK, account
 from sim.judge import Judge
 from sim.process import DeadError, SimProcess
 from sim.seed_plan import SeedPlan
 from sim.trace import Trace
-from sim.world import World, _is_open
+from sim.world import World
 
 LOOSE = 10_000 * ADA
 DELAY_S = 900
@@ -126,9 +125,19 @@ class ChannelWorld(World):
     def _shop(self, number: int, terms: ShopTerms) -> ChannelSimShop:
         name, rng = f"shop{number}", self.rng
         shop = ChannelSimShop(
-            name, terms, X402(2), self.net, rng, self.story, self.mix, self._released, self.plan.refused_below[number]
+            name,
+            terms,
+            X402(2),
+            self.net,
+            rng,
+            self.story,
+            self.mix,
+            self._released,
+            self.plan.refused_below[number],
         )
-        shop.sell_by_channel(draw_habits(self.own), self.net.node, lambda tag, units: self.judge.presented(tag, units))
+        shop.sell_by_channel(
+            draw_habits(self.own), self.net.node, lambda tag, units: self.judge.presented(tag, units)
+        )
         return shop
 
     def _make_judge(self, rng: Random) -> Judge:
@@ -140,7 +149,9 @@ class ChannelWorld(World):
         return Caps(self._settings(), providers, self.locked_max, self.deposit)
 
     def _settings(self) -> ChannelSettings:
-        return ChannelSettings(enabled=True, scripts=(SCRIPT_HASH.hex(),), locked_max=f"{3 * self.deposit} lovelace")
+        return ChannelSettings(
+            enabled=True, scripts=(SCRIPT_HASH.hex(),), locked_max=f"{3 * self.deposit} lovelace"
+        )
 
     def _terms(self) -> AgentConfig:
         terms = super()._terms()
@@ -169,7 +180,7 @@ class ChannelWorld(World):
         rules = {
             "network": f"cardano:{NETWORK.name}",
             "scripts": (SCRIPT_HASH.hex(),),
-            "providers": {key: (self.locked_max, DELAY_S * 1000) for key in self._caps().providers.values()},
+            "providers": dict.fromkeys(self._caps().providers.values(), (self.locked_max, DELAY_S * 1000)),
             "locked_per_day": 1000 * ADA,
             "signed_per_day": 1000 * ADA,
         }

@@ -34,9 +34,7 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.option(
     "--fleet", is_flag=True, help="Run several daemons over one ledger. Its seeds are worlds of their own."
 )
-@click.option(
-    "--channels", is_flag=True, help="Pay calls through channels. Its seeds are worlds of their own."
-)
+@click.option("--channels", is_flag=True, help="Pay calls through channels. Its seeds are worlds of their own.")
 @click.option("--story", is_flag=True, help="Print the trace of each seed, step by step.")
 @output_options
 @pass_terminal

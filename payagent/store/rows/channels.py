@@ -251,9 +251,7 @@ def unanswered_call(conn: Connection, channel_id: str) -> ChannelCall | None:
 
 def promised_by_calls(conn: Connection, channel_id: str) -> int:
     """What the calls of a channel have promised, which limits have counted."""
-    return number(
-        conn, "SELECT COALESCE(SUM(promised), 0) FROM channel_calls WHERE channel_id = ?", (channel_id,)
-    )
+    return number(conn, "SELECT COALESCE(SUM(promised), 0) FROM channel_calls WHERE channel_id = ?", (channel_id,))
 
 
 def calls_page(conn: Connection, channel_id: str, before_seq: int | None, limit: int) -> list[ChannelCall]:
