@@ -160,7 +160,7 @@ class ChannelJudge(Judge):
 
     def started(self, conn: Connection) -> None:
         """The calls have started: what an older ledger has forgotten is promised again."""
-        for channel in map(lambda row: rows.channel(conn, row[0]), conn.execute(_KNOWN).fetchall()):
+        for channel in (rows.channel(conn, row[0]) for row in conn.execute(_KNOWN).fetchall()):
             highest = self._vouchers.get(channel.id, 0)
             if channel.phase is ChannelPhase.OPEN and channel.signed < highest:
                 why = f"{highest} were signed once, after the start {channel.signed} are promised"
@@ -169,7 +169,7 @@ class ChannelJudge(Judge):
     # --- transactions
 
     def _check_bytes(self, signed: Signed) -> None:
-        """I3 for the steps of channels: what leaves the wallet is locked in a channel of ours, and nowhere else."""
+        """I3 for the steps of channels: what leaves the wallet is locked in a channel of ours."""
         try:
             tx = decode_tx(signed.cbor)
         except LedgerError as error:

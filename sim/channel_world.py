@@ -160,9 +160,9 @@ class ChannelWorld(World):
                 merchant,
                 channel=MerchantChannelSettings(
                     provider_keys=(self.shops[origin].channels.provider.hex(),),
-                    deposit=f"{self.deposit} lovelace",
-                    locked_max=f"{self.locked_max} lovelace",
-                    open=self.opens,
+                    deposit=f"{self.deposit} lovelace",  # type: ignore[arg-type]
+                    locked_max=f"{self.locked_max} lovelace",  # type: ignore[arg-type]
+                    open=self.opens,  # type: ignore[arg-type]
                 ),
             )
             for origin, merchant in terms.merchants.items()
@@ -176,7 +176,8 @@ class ChannelWorld(World):
 
     def channel_signer(self) -> Channels | None:
         signer = account().signer
-        assert isinstance(signer, SoftwareSigner)
+        if not isinstance(signer, SoftwareSigner):
+            raise TypeError("its key is not in this process")
         rules = {
             "network": f"cardano:{NETWORK.name}",
             "scripts": (SCRIPT_HASH.hex(),),
@@ -205,7 +206,7 @@ class ChannelWorld(World):
         await super()._run()
 
     def _buyer(self, goal: ClientGoal) -> BuyerTask:
-        return CallTask(self, goal)
+        return CallTask(self, goal)  # type: ignore[arg-type]
 
     def _wants(self) -> list[ClientGoal]:
         own, shops = self.own, list(self.shops.values())
@@ -262,7 +263,7 @@ class ChannelWorld(World):
                 continue
             key = f"step-{number}" if self.own.random() < 0.5 else None
             channel = rows.live_channel(life.conn, origin)
-            if channel is None:
+            if channel is None or act > 0.85:  # one that knows of no channel, or does not look
                 await self._order(life, "open", None, origin, key)
             elif act < 0.2:
                 await self._order(life, "add", channel, origin, key)
@@ -282,7 +283,8 @@ class ChannelWorld(World):
         self, life: SimProcess, step: str, channel: Channel | None, origin: str, key: str | None
     ) -> None:
         parts = life.agent.channels
-        assert parts is not None
+        if parts is None:
+            raise TypeError("channels are off")
         try:
             if channel is None:
                 await life.call(parts.steps.open("app_test", origin, None, key))

@@ -28,6 +28,9 @@ IDLE_MS = 7 * 86_400_000
 """How long a merchant may leave a call without an answer before its channel is closed."""
 
 
+_HOPS_MAX = 100
+"""How many transactions of a channel a pass follows from its last known output."""
+
 _Listed = dict[str, Read[Listing]]
 """What a pass has read at each script's address."""
 
@@ -86,10 +89,27 @@ class ChannelFollow:
             return None
         found = positions.alike(channel, self._context.config.own.payment_key_hash, read.value.agreed)
         if len(found) > 1:
-            spender = await view.spender(channel.ref or "")
-            tx_id = spender.value.tx_id if isinstance(spender, Found) else ""
-            found = [utxo for utxo in found if utxo.ref.startswith(f"{tx_id}#")]
+            # a rollback may have taken the last known output, so the walk may begin at the opening
+            begins = [channel.ref or ""]
+            begins += [
+                f"{self._context.payment(one.payment_id).attempt.tx_id}#0" for one in steps if one.step == "open"
+            ]
+            found = await self._descended(view, begins, found)
         return found[0] if len(found) == 1 else None
+
+    async def _descended(
+        self, view: QuorumView, begins: list[str], found: list[positions.ChannelUtxo]
+    ) -> list[positions.ChannelUtxo]:
+        """Those of the outputs that descend from one of the beginnings. A channel's output is its step's first."""
+        by_ref = {utxo.ref: utxo for utxo in found}
+        for ref in begins:
+            for _ in range(_HOPS_MAX):
+                if ref in by_ref:
+                    return [by_ref[ref]]
+                if not isinstance(spender := await view.spender(ref), Found):
+                    break
+                ref = f"{spender.value.tx_id}#0"
+        return []
 
     async def _move(self, channel: Channel, by: ChannelMove, step: rows.ChannelStepRow | None = None) -> Channel:
         """Write an event, and that it was this step's."""
