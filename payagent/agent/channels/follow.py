@@ -88,7 +88,7 @@ class ChannelFollow:
         if not isinstance(read, Found) or channel.ref in read.value.doubtful:
             return None
         found = positions.alike(channel, self._context.config.own.payment_key_hash, read.value.agreed)
-        if len(found) > 1:
+        if found and found[0].ref != channel.ref:  # a single one may be a stranger's too
             # a rollback may have taken the last known output, so the walk may begin at the opening
             begins = [channel.ref or ""]
             begins += [

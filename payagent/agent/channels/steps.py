@@ -177,7 +177,8 @@ class ChannelSteps:
         if channel.phase is not ChannelPhase.OPEN:
             raise Refused("wrong_state", f"the channel is {channel.phase}, not open")
         listed = await self._listed(channel.script_hash)
-        found = alike(channel, self._context.config.own.payment_key_hash, listed)
+        alikes = alike(channel, self._context.config.own.payment_key_hash, listed)
+        found = [utxo for utxo in alikes if utxo.ref == channel.ref]  # any other one may be a stranger's
         if len(found) != 1:
             raise Refused("chain_not_ready", f"the provider shows {len(found)} outputs of the channel, not one")
         return await self.spend(app_id, channel, step, found[0], units, key, by)
