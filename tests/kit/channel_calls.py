@@ -87,9 +87,13 @@ class Shop:
 
     @asynccontextmanager
     async def run(
-        self, checkpoint: Checkpoint = lambda _name: None, is_open: bool = True, **more: Any
+        self,
+        checkpoint: Checkpoint = lambda _name: None,
+        is_open: bool = True,
+        is_killed: bool = False,
+        **more: Any,
     ) -> AsyncIterator["ChannelRun"]:
-        """A run of the agent, with a channel of 5 ADA unless it has one."""
+        """A run of the agent, with a channel of 5 ADA unless it has one. `is_killed`: it ends without a clean stop."""
         own = MerchantChannelSettings(provider_keys=(self.provider,), **more)
         known = replace(self.world.terms.merchants[self.world.origin], channel=own)
         settings = ChannelSettings(enabled=True, scripts=(SCRIPT_HASH.hex(),))
@@ -105,7 +109,8 @@ class Shop:
                 await found.open_channel()
             await found.start()
             yield found
-            found.calls.stop()
+            if not is_killed:
+                found.calls.stop()
 
 
 @dataclass
