@@ -558,10 +558,15 @@ async def test_a_claim_that_is_seen_before_the_answer_is_counted_once(shop: Shop
 
 # --- anything, in any order
 
+FATES = ("served", "unsent", "unanswered", "forgotten", "again", "cheap")
+
 
 @pytest.mark.parametrize("seed", pick(range(3), range(40)))
-async def test_whatever_is_lost_no_request_gets_anothers_answer_or_is_charged_twice(shop: Shop, seed: int) -> None:
+async def test_whatever_is_lost_no_request_gets_anothers_answer(
+    shop: Shop, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calls are lost before or after the shop charged them, repeated, corrected, and cut off by kills."""
+    monkeypatch.setattr("payagent.agent.channels.calls.TURN_S", 0.1)
     random, keys, shown = Random(seed), 0, set[str]()
     lost: list[str] = []
     for _ in range(4):
@@ -569,10 +574,7 @@ async def test_whatever_is_lost_no_request_gets_anothers_answer_or_is_charged_tw
         async with shop.run(is_killed=kill) as at:
             for _ in range(random.randrange(1, 7)):
                 keys += 1
-                key, what = (
-                    f"k{keys}",
-                    random.choice(["served", "unsent", "unanswered", "forgotten", "again", "cheap"]),
-                )
+                key, what = f"k{keys}", random.choice(FATES)
                 if what == "again" and lost:
                     key = lost.pop(random.randrange(len(lost)))
                 shop.mood({"forgotten": "old_record", "cheap": "undercharge"}.get(what))
@@ -591,7 +593,8 @@ async def test_whatever_is_lost_no_request_gets_anothers_answer_or_is_charged_tw
                             assert key not in shown
                             shown.add(key)
                 except Refused as refused:
-                    assert refused.code in ("paid_not_served", "channel_busy"), refused
+                    if refused.code not in ("paid_not_served", "channel_busy"):
+                        raise
                     shop.world.clock.ahead_ms += 60_000
                 assert at.channel.count <= at.channel.signed == at.spent()
                 held = shop.state["channels"].get(TAG, {"signed": "0"})
