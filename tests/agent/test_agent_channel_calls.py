@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from kit.agent import ADA, copied, daily, put
 from kit.channel_calls import PRICE, TAG, ChannelRun, Shop, channel_shop
+from kit.effort import pick
 
 from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.channels.moves import move
@@ -552,3 +554,49 @@ async def test_a_claim_that_is_seen_before_the_answer_is_counted_once(shop: Shop
         assert (at.channel.count, at.channel.signed) == (PRICE, PRICE)
         await at.call("/channel/b")
         assert (at.channel.count, shop.count, at.channel.signed) == (2 * PRICE,) * 3
+
+
+# --- anything, in any order
+
+FATES = ("served", "unsent", "unanswered", "forgotten", "again", "cheap")
+
+
+@pytest.mark.parametrize("seed", pick(range(3), range(40)))
+async def test_whatever_is_lost_no_request_gets_anothers_answer(
+    shop: Shop, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls are lost before or after the shop charged them, repeated, corrected, and cut off by kills."""
+    monkeypatch.setattr("payagent.agent.channels.calls.TURN_S", 0.1)
+    random, keys, shown = Random(seed), 0, set[str]()
+    lost: list[str] = []
+    for _ in range(4):
+        kill = random.random() < 0.6
+        async with shop.run(is_killed=kill) as at:
+            for _ in range(random.randrange(1, 7)):
+                keys += 1
+                key, what = f"k{keys}", random.choice(FATES)
+                if what == "again" and lost:
+                    key = lost.pop(random.randrange(len(lost)))
+                shop.mood({"forgotten": "old_record", "cheap": "undercharge"}.get(what))
+                try:
+                    if what in ("unsent", "unanswered"):
+                        row = await at.pay(f"/channel/{key}", idempotency_key=key)
+                        lost.append(key)
+                        if what == "unanswered":
+                            at.get(f"/channel/{key}", at.headers(row))
+                        if random.random() < 0.7:
+                            await at.silence(row)
+                    else:
+                        answer, _ = await at.call(f"/channel/{key}", idempotency_key=key)
+                        if answer.status_code == 200:
+                            assert answer.json()["path"] == f"/channel/{key}"
+                            assert key not in shown
+                            shown.add(key)
+                except Refused as refused:
+                    if refused.code not in ("paid_not_served", "channel_busy"):
+                        raise
+                    shop.world.clock.ahead_ms += 60_000
+                assert at.channel.count <= at.channel.signed == at.spent()
+                held = shop.state["channels"].get(TAG, {"signed": "0"})
+                assert int(held["signed"]) <= at.channel.signed
+    assert shown

@@ -1,6 +1,9 @@
 """Channels on the chain: opening, adding, closing, getting back what is left, and what may go wrong in between."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cbor2
@@ -10,8 +13,10 @@ from kit.channel_agent import DEPOSIT, PRICE, ChannelWorld, buy, channel_world, 
 
 from payagent.agent.chain_sync.external_spends import unfreeze
 from payagent.agent.channels.positions import terms_of
+from payagent.agent.operator.pause import pause, unpause
 from payagent.core.channel import CallState, Channel, ChannelCall, ChannelPhase
 from payagent.core.ledger import channel_account
+from payagent.core.merchant_rules import MerchantRules
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
 from payagent.devnet.ledger import decode_tx
@@ -323,3 +328,43 @@ def copy_of(at: ChannelWorld, channel: Channel, lovelace: int) -> None:
         devnet.node.make_blocks(1)
 
     at.world.devnet.run(put_copy)
+
+
+async def test_calls_that_are_charged_and_not_served_close_the_channel(at: ChannelWorld) -> None:
+    rules = MerchantRules(stop_after_unserved=1)
+    merchants = at.world.terms.merchants
+    at.world.terms = replace(
+        at.world.terms, merchants={name: replace(one, rules=rules) for name, one in merchants.items()}
+    )
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await open_channel(run, at)
+        intent = run.context.payment(steps(run, channel)[0].payment_id).intent.id
+        call = replace(promised(channel, intent, 1), state=CallState.PAID_NOT_SERVED, charged=PRICE)
+        await run.context.write("call", lambda unit: rows.add_call(unit, call, 1))
+        await run.settle_down(2)
+        assert now(run, channel).problem == "the merchant charged 1 calls in a row and did not serve them"
+        assert now(run, channel).elapse_at_ms is not None
+
+
+async def test_a_pause_holds_back_an_exit_and_its_end_lets_it_go_on(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await open_channel(run, at)
+        await pause(run.context, APP, "a test")
+        with pytest.raises(Refused, match="paused"):
+            await parts(run).steps.close(APP, channel.id)
+        await run.settle_down()
+        assert now(run, channel).phase is ChannelPhase.OPEN
+        await unpause(run.context, APP)
+        await parts(run).steps.close(APP, channel.id)
+        assert now(run, channel).phase is ChannelPhase.CLOSING
+
+
+def test_where_channels_are_off_none_of_their_modules_is_imported() -> None:
+    program = (
+        "import sys; import payagent.daemon.compose, payagent.agent.chain_sync.sync; "
+        "print([name for name in sys.modules if 'channel' in name or 'x402_batch' in name])"
+    )
+    done = subprocess.run((sys.executable, "-c", program), capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import hashlib
 import json
 import logging
 import ssl
@@ -51,6 +52,7 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
+    PlutusScript,
     ProtocolParameters,
     Read,
     SubmitKind,
@@ -129,6 +131,30 @@ async def test_an_output_is_read_with_its_tokens_datum_and_script(
     assert plain == ChainUtxo(f"{1:064x}", 0, ADDRESS, 2_000_001, {}, BLOCK, False, False)
     assert rich == ChainUtxo(f"{2:064x}", 0, ADDRESS, 1_500_000, {TOKEN: 12}, None, True, False)
     assert (script.has_script, script.has_datum, inline.has_datum) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (f"scripts/{'ab' * 28}/cbor", {"cbor": "450101002499"}),
+        (f"scripts/{'ab' * 28}/cbor", {"cbor": None}),
+        ("epochs/latest/parameters", {**PARAMETERS, "cost_models_raw": {"PlutusV3": [1, "2"]}}),
+        ("epochs/latest/parameters", {**PARAMETERS, "cost_models_raw": None}),
+    ],
+)
+async def test_another_script_or_a_broken_cost_model_is_unknown(
+    provider: FaultyProvider, blockfrost: Blockfrost, path: str, body: object
+) -> None:
+    script = bytes.fromhex("450101002499")
+    own = hashlib.blake2b(b"\x03" + script, digest_size=28).hexdigest()
+    name = "ab" * 28 if path.startswith("scripts") else own
+    provider.routes[f"GET /scripts/{own}/cbor"] = Reply({"cbor": script.hex()})
+    provider.routes["GET /epochs/latest/parameters"] = Reply(
+        {**PARAMETERS, "cost_models_raw": {"PlutusV3": [1, -2]}}
+    )
+    assert await blockfrost.script(own) == Found(PlutusScript(script, (1, -2)))
+    provider.routes[f"GET /{path}"] = Reply(body)
+    assert isinstance(await blockfrost.script(name), Unknown)
 
 
 async def test_a_token_amount_above_63_bits_makes_only_its_own_output_unreadable(

@@ -12,6 +12,7 @@ import pytest
 from kit.devnet import POLICY, TOKEN, Payer, Purse, payer, signed
 
 from payagent.agent.base.ports import SystemClock
+from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.open import opened
 from payagent.chain.provider import (
     AddressTx,
@@ -21,13 +22,16 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
+    PlutusScript,
     ProtocolParameters,
     Read,
     SubmitKind,
     Unknown,
 )
+from payagent.core.address import encode_address
 from payagent.core.aggregate import TxSeen
 from payagent.core.money import LOVELACE
+from payagent.devnet.channel_script import SCRIPT, SCRIPT_ADDRESS, SCRIPT_HASH
 from payagent.devnet.server import DevnetThread
 from payagent.settings.schema import ProviderSettings
 
@@ -178,6 +182,26 @@ async def test_all_kinds_list_the_same_outputs(devnet: DevnetThread, purse: Purs
     assert sorted(utxo.has_datum for utxo in rows if not utxo.unreadable) == [False, True, True]
     (unreadable,) = [utxo for utxo in rows if utxo.unreadable]
     assert unreadable.assets == {POLICY: 5, POLICY + "ff" * 32: 2**63 - 1}
+
+
+async def test_only_blockfrost_shows_scripts_and_the_datums_at_their_address(
+    devnet: DevnetThread, purse: Purse, provider: ChainProvider
+) -> None:
+    purse.fund(100 * ADA)
+    datum = cbor2.dumps([1, 2])
+    paid: Mapping[int, object] = {0: SCRIPT_ADDRESS, 1: 5 * ADA, 2: [1, cbor2.CBORTag(24, datum)]}
+    _, raw = signed(purse.who, [purse.coins()[0]], [paid, (purse.who.address.raw, 94_800_000, {})])
+    assert purse.submit(raw).status_code == 200
+    purse.control("blocks", count=1)
+    listed = await provider.script_utxos(encode_address(SCRIPT_ADDRESS).text)
+    script = await provider.script(SCRIPT_HASH.hex())
+    if not isinstance(provider, Blockfrost):
+        assert listed == script == Unknown("this kind of provider shows no scripts")
+        return
+    assert isinstance(listed, Found)
+    assert [(utxo.lovelace, utxo.datum) for utxo in listed.value] == [(5 * ADA, datum.hex())]
+    assert script == Found(PlutusScript(SCRIPT, devnet.devnet.chain.params.cost_model))
+    assert isinstance(await provider.script("ab" * 28), NotFound)
 
 
 @pytest.mark.parametrize("fault", ["server", "rate", "quota", "html", "truncated", "oversized", "lost_reply"])

@@ -1,5 +1,7 @@
 """How the answers of several providers are combined, as tables."""
 
+from dataclasses import replace
+
 import pytest
 
 from payagent.chain.provider import AddressTx, BlockSeen, ChainUtxo, Found, Movement, NotFound, Read, Unknown, Why
@@ -171,6 +173,15 @@ def test_only_utxos_that_every_provider_lists_are_agreed(name: str) -> None:
         assert isinstance(read, Found)
         assert {row.tx_id[:2] for row in read.value.agreed} == {f"{number:02x}" for number in agreed}
         assert read.value.doubtful == refs(*doubtful)
+
+
+def test_outputs_of_a_script_with_two_datums_are_doubtful_and_so_is_none_of_the_wallets() -> None:
+    lists = [replace(utxo(1), datum="aa"), replace(utxo(1), datum="bb")]
+    answers = [ProviderAnswer(str(at), 12, Found((row,))) for at, row in enumerate(lists)]
+    of_the_wallet, of_a_script = weigh_utxos(answers), weigh_utxos(answers, lambda row: (row, row.datum))
+    assert isinstance(of_the_wallet, Found)
+    assert isinstance(of_a_script, Found)
+    assert (of_the_wallet.value.doubtful, of_a_script.value.doubtful) == (frozenset(), refs(1))
 
 
 def test_an_unreadable_utxo_list_leaves_the_utxos_unknown() -> None:

@@ -27,7 +27,6 @@ from payagent.settings.schema import ChannelSettings, MerchantChannelSettings
 from payagent.signer.channels import Channels, Windows
 from payagent.signer.policy import Clocks, Policy
 from payagent.store.db.ceiling_file import CeilingFile, ceiling_file
-from payagent.store.db.committer import Checkpoint
 from payagent.store.rows import channels
 from payagent.wallet.keys import SoftwareSigner
 
@@ -87,16 +86,21 @@ class Shop:
 
     @asynccontextmanager
     async def run(
-        self, checkpoint: Checkpoint = lambda _name: None, is_open: bool = True, **more: Any
+        self,
+        is_open: bool = True,
+        is_killed: bool = False,
+        **more: Any,
     ) -> AsyncIterator["ChannelRun"]:
-        """A run of the agent, with a channel of 5 ADA unless it has one."""
+        """A run of the agent, with a channel of 5 ADA unless it has one.
+
+        `is_killed`: it ends without a clean stop.
+        """
         own = MerchantChannelSettings(provider_keys=(self.provider,), **more)
         known = replace(self.world.terms.merchants[self.world.origin], channel=own)
         settings = ChannelSettings(enabled=True, scripts=(SCRIPT_HASH.hex(),))
         world = self.world
         signer = world.channel_signer = OwnChannels(world, self.provider)
         async with world.run(
-            checkpoint=checkpoint,
             terms=lambda given: replace(given, merchants={world.origin: known}, channels=settings),
         ) as run:
             assert run.agent.channels is not None
@@ -105,7 +109,8 @@ class Shop:
                 await found.open_channel()
             await found.start()
             yield found
-            found.calls.stop()
+            if not is_killed:
+                found.calls.stop()
 
 
 @dataclass

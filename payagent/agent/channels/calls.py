@@ -47,6 +47,7 @@ from payagent.core.channel import (
     Served,
 )
 from payagent.core.invoice import Invoice, Output
+from payagent.core.origin import MCP
 from payagent.core.pay_and_retry import Answered, RetryVerdict
 from payagent.core.payment.machine import is_served
 from payagent.core.problems import Refused
@@ -211,12 +212,14 @@ class ChannelCalls(Deliveries):
     def _choose(self, payment_request: PaymentRequest) -> tuple[MerchantConfig, ChannelOffer, Channel] | None:
         """The offer, and the channel that can pay it. None: not offered on trusted terms, or paid already.
 
-        A call is found again by its intent, so a request that names none is left to `exact`.
+        A request that payagent cannot send itself is left to `exact`: the count could not be asked for by it.
         Refused: `channel_busy`, `channel_missing`, `channel_opening`, `channel_full`.
         """
         conn, key = self._context.conn, payment_request.key(None)
         merchant = self._context.config.merchants.get(payment_request.origin)
-        if merchant is None or merchant.channel is None or payment_request.topup is not None or key is None:
+        request = payment_request.request
+        is_ours_to_ask = request is not None and request.method != MCP and payment_request.topup is None
+        if merchant is None or merchant.channel is None or not is_ours_to_ask:
             return None
         reading = self._intake.reading(merchant, payment_request, self._context.ports.clock.now_ms())
         offers: tuple[ChannelOffer, ...] = ()
