@@ -8,6 +8,7 @@ Never: HTTP, SQL, a clock of its own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.log import log
@@ -57,6 +58,7 @@ class Agent:
         self.decisions = Decisions(context, self.signing, self.submitter)
         self.deliveries = Deliveries(context, self.lifecycle)
         self.prepaid_calls = PrepaidCalls(context, self.intake)
+        self.channels: Any = None  # STAND-IN: the real one comes with the parts of channels
 
     async def pay(
         self, payment_request: PaymentRequest, then: AfterAdmission | None = None
