@@ -59,7 +59,7 @@ class ChannelDetails(BaseModel):
     calls: list[ChannelPayment] = absent("The newest, newest first. Present if one channel is shown.")
 
 
-class Channels(BaseModel):
+class ChannelsPage(BaseModel):
     """`next`: the cursor of the next page."""
 
     channels: list[ChannelDetails]

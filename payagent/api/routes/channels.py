@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from payagent.api.http.problems import JsonResponse
 from payagent.api.models.base import read_key
-from payagent.api.models.channels import AddToChannel, ChannelDetails, Channels, OpenChannel
+from payagent.api.models.channels import AddToChannel, ChannelDetails, ChannelsPage, OpenChannel
 from payagent.api.models.openapi import gives, takes
 from payagent.api.routes.auth import Caller, Operator, Reader, sent
 from payagent.api.routes.params import Page, single_header
@@ -25,7 +25,7 @@ T = TypeVar("T")
 router = APIRouter(prefix="/v1/channels", tags=["channels"])
 
 
-@router.get("", summary="List channels, newest first", responses=gives(Channels, 200))
+@router.get("", summary="List channels, newest first", responses=gives(ChannelsPage, 200))
 async def page(caller: Reader, query: Annotated[Page, Query()]) -> JsonResponse:
     """Those that hold money, and those that have ended. Refused with 404 where `channels.enabled` is false."""
     _require_on(caller.context.config.channels)
@@ -33,7 +33,9 @@ async def page(caller: Reader, query: Annotated[Page, Query()]) -> JsonResponse:
 
     rows = channels_page(caller.context.conn, query.before, query.limit)
     return JsonResponse(
-        Channels(channels=[_details(caller, row) for _, row in rows], next=query.next_of([seq for seq, _ in rows]))
+        ChannelsPage(
+            channels=[_details(caller, row) for _, row in rows], next=query.next_of([seq for seq, _ in rows])
+        )
     )
 
 
@@ -57,11 +59,11 @@ async def begin(
     return JsonResponse(_details(caller, channel), 201)
 
 
-@router.post("/recover", summary="Recover channels from the chain", responses=gives(Channels, 200))
+@router.post("/recover", summary="Recover channels from the chain", responses=gives(ChannelsPage, 200))
 async def recover(caller: Operator) -> JsonResponse:
     """Finds this wallet's channels that the ledger lacks, as after its loss. They can only be closed."""
     found = await _require_on(caller.fleet.front.agent.channels).steps.recover(caller.app.id)
-    return JsonResponse(Channels(channels=[_details(caller, one) for one in found], next=None))
+    return JsonResponse(ChannelsPage(channels=[_details(caller, one) for one in found], next=None))
 
 
 @router.get("/{channel_id}", summary="Show a channel", responses=gives(ChannelDetails, 200))
