@@ -63,7 +63,7 @@ def list_(terminal: Terminal, connect: Connect, limit: int, cursor: str | None) 
 @click.argument("channel_id", metavar="ID")
 @talks_to_daemon
 def show(terminal: Terminal, connect: Connect, channel_id: str) -> None:
-    """Show a channel, the payments that changed it, and its newest calls."""
+    """Show a channel, its own payments and its newest calls."""
     _give(terminal, connect().get(path_of("/v1/channels", channel_id)))
 
 
@@ -77,7 +77,7 @@ def show(terminal: Terminal, connect: Connect, channel_id: str) -> None:
 def open_(terminal: Terminal, connect: Connect, merchant: str, locked: str | None, key: str | None) -> None:
     """Lock money in a channel at a merchant.
 
-    Make a call to the merchant first, so that payagent knows its offer. On a terminal the command asks first.
+    Make a call to the merchant first, so that payagent knows its offer. On a terminal it asks first.
     MERCHANT is a name from [merchants], or an origin.
     """
     body = {"merchant": merchant} | ({} if locked is None else {"amount": str(parse_ada(locked))})
@@ -102,7 +102,10 @@ def open_(terminal: Terminal, connect: Connect, merchant: str, locked: str | Non
 @key_option
 @talks_to_daemon
 def add(terminal: Terminal, connect: Connect, channel_id: str, locked: str, key: str | None) -> None:
-    """Lock more in a channel. It returns with the rest."""
+    """Lock more in a channel.
+
+    It returns with the rest.
+    """
     units = parse_ada(locked)
     _ask(terminal, "You can lose all that is locked.", f"Lock {show_amount(LOVELACE, units)} more?")
     _give(terminal, connect().post(path_of("/v1/channels", channel_id, "add"), {"amount": str(units)}, key))
@@ -113,7 +116,10 @@ def add(terminal: Terminal, connect: Connect, channel_id: str, locked: str, key:
 @key_option
 @talks_to_daemon
 def close(terminal: Terminal, connect: Connect, channel_id: str, key: str | None) -> None:
-    """Close a channel. What is left returns once the merchant's withdraw delay is over."""
+    """Close a channel.
+
+    What is left returns once the merchant's withdraw delay is over.
+    """
     _ask(
         terminal,
         "It pays no more calls, and cannot be opened again. To close it and to take back the rest costs about "
@@ -126,7 +132,10 @@ def close(terminal: Terminal, connect: Connect, channel_id: str, key: str | None
 @channels.command(epilog=example("payagent channels recover"))
 @talks_to_daemon
 def recover(terminal: Terminal, connect: Connect) -> None:
-    """Find this wallet's channels on the chain that the ledger lacks, as after its loss. Then close them."""
+    """Find channels on the chain that the ledger lacks.
+
+    They are this wallet's, and the ledger was lost. They pay no calls: close them.
+    """
     terminal.give_list(connect().post("/v1/channels/recover", {}), "channels", _CHANNELS)
 
 

@@ -100,7 +100,6 @@ def _changes(_entry: Entry, detail: Entry) -> str:
     return f"read the config file again: {', '.join(changed)}"
 
 
-_ORDERS = {"open": "opened a channel", "add": "locked more in the channel", "close": "closed the channel"}
 _SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
     "limit_set": _limit,
     "app_added": lambda _, detail: f"added the app {detail['name']} ({', '.join(detail['scopes'])})",
@@ -122,7 +121,9 @@ _SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
     "config_read": _changes,
     "topup_opened": _topup,
     "topup_stopped": lambda _, detail: f"stopped top-up {detail['topup']}: {detail['code']}",
-    "channel_ordered": lambda entry, detail: f"{_ORDERS[detail['step']]} at {entry['merchant']}",
+    "channel_ordered": lambda entry, detail: (
+        f"ordered to {'add to' if detail['step'] == 'add' else detail['step']} the channel at {entry['merchant']}"
+    ),
     "chat_paired": lambda _, detail: f"paired chat {detail['chat']} with {detail['target']}",
     "chat_unpaired": lambda _, detail: f"unpaired chat {detail['chat']} from {detail['target']}",
     "refused": _refusal,

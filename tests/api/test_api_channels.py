@@ -3,53 +3,18 @@
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from kit.agent import World
 from kit.api import Api, require_problem, served
-from kit.channel_rows import ADA, a_channel, put_channels
+from kit.channel_rows import ADA, ON, Orders, a_channel, put_channels
 
-from payagent.core.channel import CallState, Channel, ChannelCall
-from payagent.core.problems import Refused
-from payagent.settings.schema import ChannelSettings
+from payagent.core.channel import CallState, ChannelCall
 from payagent.store.rows import channels as rows
 
-ON = ChannelSettings(enabled=True, scripts=("ab" * 28,))
 PATH = "/v1/channels"
 GONE = "https://gone.example"
-
-
-@dataclass
-class Orders:
-    """Takes the place of what makes a channel's transactions, and keeps what it was asked for."""
-
-    channel: Channel
-    asked: list[tuple[Any, ...]] = field(default_factory=list)
-
-    @property
-    def steps(self) -> "Orders":
-        return self
-
-    async def open(self, app_id: str, origin: str, units: int | None = None, key: str | None = None) -> Any:
-        if units == 1:
-            raise Refused("channel_unoffered", "t: it sent no offer yet")
-        return self._made("open", app_id, origin, units, key)
-
-    async def add(self, app_id: str, channel_id: str, units: int, key: str | None = None) -> Any:
-        return self._made("add", app_id, channel_id, units, key)
-
-    async def close(self, app_id: str, channel_id: str, key: str | None = None) -> Any:
-        return self._made("close", app_id, channel_id, key)
-
-    async def recover(self, app_id: str) -> list[Channel]:
-        self.asked.append(("recover", app_id))
-        return [self.channel]
-
-    def _made(self, *asked: object) -> Any:
-        self.asked.append(asked)
-        return self.channel, None
 
 
 @pytest.fixture

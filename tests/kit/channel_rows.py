@@ -1,14 +1,23 @@
-"""Channels as the ledger has them, put there without a merchant or a chain."""
+"""Channels as the ledger has them, put there without a merchant or a chain, and a recorder of orders."""
 
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from payagent.core.channel import Channel, ChannelPhase
+from payagent.core.problems import Refused
+from payagent.settings.schema import ChannelSettings
 from payagent.store.db.unit import Unit
+from payagent.store.db.writer import Writer
 from payagent.store.rows import channels
 
 ADA = 1_000_000
 ENABLED = "\n[channels]\nenabled = true\n"
 """The table that turns channels on."""
+
+ON = ChannelSettings(enabled=True, scripts=("ab" * 28,))
+"""The same for an agent."""
 
 
 def a_channel(number: int, origin: str, phase: str, **more: Any) -> Channel:
@@ -33,3 +42,41 @@ def a_channel(number: int, origin: str, phase: str, **more: Any) -> Channel:
 def put_channels(unit: Unit, *rows: Channel) -> None:
     for row in rows:
         channels.add_channel(unit, row)
+
+
+def put_into(data_dir: Path, *rows: Channel) -> None:
+    """Into the ledger of a daemon that does not run."""
+    writer = Writer(data_dir / "ledger.db")
+    asyncio.run(writer.run("test", lambda unit: put_channels(unit, *rows)))
+    writer.close()
+
+
+@dataclass
+class Orders:
+    """Takes the place of what makes a channel's transactions, and keeps what it was asked for."""
+
+    channel: Channel
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    @property
+    def steps(self) -> "Orders":
+        return self
+
+    async def open(self, app_id: str, origin: str, units: int | None = None, key: str | None = None) -> Any:
+        if units == 1:
+            raise Refused("channel_unoffered", "t: it sent no offer yet")
+        return self._made("open", app_id, origin, units, key)
+
+    async def add(self, app_id: str, channel_id: str, units: int, key: str | None = None) -> Any:
+        return self._made("add", app_id, channel_id, units, key)
+
+    async def close(self, app_id: str, channel_id: str, key: str | None = None) -> Any:
+        return self._made("close", app_id, channel_id, key)
+
+    async def recover(self, app_id: str) -> list[Channel]:
+        self.asked.append(("recover", app_id))
+        return [self.channel]
+
+    def _made(self, *asked: object) -> Any:
+        self.asked.append(asked)
+        return self.channel, None
