@@ -191,8 +191,17 @@ def devnet(terminal: Terminal, block_time: int, listen: str) -> None:
 
     Control it with POST and JSON: /devnet/faucet {"address", "lovelace", "assets"}, /devnet/blocks {"count"},
     /devnet/rollback {"depth"}, /devnet/faults {"on", "kind", "count"} or {"clear": true}. GET /devnet/state shows
-    its state. Change the merchant with POST /merchant/settings {"price", "asset", "splits", "split_mode", "batch",
-    "timeout", "confirmations", "dialect"}. GET /merchant/state shows its state.
+    its state. Blocks made on request take no time: slots follow the clock.
+
+    Change the merchant with POST /merchant/settings {"price", "asset", "splits", "split_mode", "batch", "timeout",
+    "confirmations", "dialect", "channel"}. GET /merchant/state shows its state. The dialect is t-backend, flux,
+    x402-v1, x402-v2 or x402-channel.
+
+    {"dialect": "x402-channel"} makes the merchant also sell by channel (scheme batch-settlement): GET and POST
+    /channel/..., for "price". Other paths keep their dialect. "channel" in GET /merchant/state has its
+    provider_key, script_hash, settings and counts. Set "channel": {"withdraw_delay": SECONDS} for its delay,
+    {"claim": "sub"} to claim from open channels once, {"claim": "settle"} from closed ones, and {"mood": NAME} to
+    make it misbehave. The mood null ends that.
     """
 
     import asyncio

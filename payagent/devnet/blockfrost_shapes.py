@@ -15,7 +15,7 @@ from payagent.devnet import cbor
 from payagent.devnet.address import read_address
 from payagent.devnet.ledger import Chain, DevnetBlock, LedgerError, OutRef, Params, Tx, TxOut
 from payagent.devnet.node import Node, output_of
-from payagent.devnet.rules import sum_value
+from payagent.devnet.script_rules import sum_value
 
 Json = dict[str, object]
 

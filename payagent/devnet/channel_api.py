@@ -3,8 +3,6 @@
 Never: uses payagent's dialects.
 """
 
-import base64
-import json
 from collections.abc import Callable
 
 from starlette.requests import Request
@@ -13,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from payagent.devnet.channel_shop import ChannelShop
 from payagent.devnet.facilitator import Unpayable
 from payagent.devnet.faulty_responses import Abort
-from payagent.devnet.x402_terms import read_proof, resource
+from payagent.devnet.x402_terms import encode_header, read_proof, resource
 
 
 class ChannelApi:
@@ -35,7 +33,7 @@ class ChannelApi:
             return JSONResponse({"error": refused.reason}, 400)
         if answer.receipt is not None:
             body = {"path": answer.path, "answer": "This answer was paid for."}
-            return JSONResponse(body, 200, {"PAYMENT-RESPONSE": _encoded(answer.receipt)})
+            return JSONResponse(body, 200, {"PAYMENT-RESPONSE": encode_header(answer.receipt)})
         if answer.accepts is None:
             return Abort()
         required = {
@@ -44,8 +42,4 @@ class ChannelApi:
             "resource": resource(str(request.url)),
             "accepts": [answer.accepts],
         }
-        return JSONResponse({}, 402, {"PAYMENT-REQUIRED": _encoded(required)})
-
-
-def _encoded(value: object) -> str:
-    return base64.b64encode(json.dumps(value, separators=(",", ":")).encode()).decode()
+        return JSONResponse({}, 402, {"PAYMENT-REQUIRED": encode_header(required)})

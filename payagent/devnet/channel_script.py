@@ -8,7 +8,7 @@ Source: kompact-io/subbit-xyz, as the x402 draft `batch-settlement` for Cardano 
 Never: imports the wallet.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -31,6 +31,8 @@ SCRIPT_CBOR = b"\x82\x03" + cbor.byte_string(SCRIPT)
 SCRIPT_HASH = blake2b(b"\x03" + SCRIPT, digest_size=28).digest()
 SCRIPT_ADDRESS = b"\x70" + SCRIPT_HASH
 OPENED, CLOSED, SETTLED = range(3)
+_NUMBERS = {OPENED: 1, CLOSED: 2, SETTLED: 0}
+"""How many numbers a stage has: what was taken, and when the channel elapses."""
 
 Units = tuple[int, int]
 """Memory and steps."""
@@ -48,14 +50,14 @@ _UNITS: dict[str, Units] = {
 _PER_INPUT: Units = (6_120, 3_300_000)
 _PER_OUTPUT: Units = (5_500, 2_900_000)
 _STEPS = {
-    (0, 0): "add",
-    (0, 1): "sub",
-    (0, 2): "close",
-    (0, 3): "settle",
-    (1, 0): "end",
-    (1, 1): "elapse",
+    (0, 0): ("add", OPENED, OPENED),
+    (0, 1): ("sub", OPENED, OPENED),
+    (0, 2): ("close", OPENED, CLOSED),
+    (0, 3): ("settle", CLOSED, SETTLED),
+    (1, 0): ("end", SETTLED, None),
+    (1, 1): ("elapse", CLOSED, None),
 }
-"""A step by its kind (0 continues the channel, 1 ends it) and its constructor."""
+"""A step, and the stages before and after it, by its kind (0 continues the channel, 1 ends it) and constructor."""
 
 
 class ScriptFailed(Exception):  # noqa: N818  a verdict, not an error of ours
@@ -98,8 +100,9 @@ class ChannelDatum:
         asset = bytes.fromhex("" if self.currency == "lovelace" else self.currency)
         currency = Constr(1, [asset[:28], asset[28:]]) if asset else Constr(0, [])
         constants = [self.tag, currency, self.iou_key, self.consumer, self.provider, self.close_period_ms]
-        numbers: list[list[object]] = [[self.subbed], [self.subbed, self.elapse_at_ms], []]
-        return write_plutus_data([self.own_hash, constants, Constr(self.stage, numbers[self.stage])])
+        numbers: list[object] = [self.subbed, self.elapse_at_ms]
+        stage = Constr(self.stage, numbers[: _NUMBERS[self.stage]])
+        return write_plutus_data([self.own_hash, constants, stage])
 
 
 @lru_cache(maxsize=256)
@@ -108,20 +111,20 @@ def read_datum(inline_datum: str | None) -> ChannelDatum:
     match None if inline_datum is None else read_plutus_data(Reader(bytes.fromhex(inline_datum))):
         case [
             bytes(own_hash),
-            [bytes(tag), Constr(0 | 1) as currency, bytes(key), bytes(payer), bytes(taker), int(period)],
+            [
+                bytes(tag),
+                Constr(0 | 1, [] | [bytes(), bytes()]) as currency,
+                bytes(key),
+                bytes(payer),
+                bytes(taker),
+                int(period),
+            ],
             Constr(stage, fields),
         ]:
-            match currency.fields, stage, fields:
-                case [] | [bytes(), bytes()], 0, [int(subbed)]:
-                    numbers = (subbed, 0)
-                case [] | [bytes(), bytes()], 1, [int(subbed), int(elapse_at_ms)]:
-                    numbers = (subbed, elapse_at_ms)
-                case [] | [bytes(), bytes()], 2, []:
-                    numbers = (0, 0)
-                case _:
-                    raise ScriptFailed("the datum is not a channel's")
             asset = "".join(part.hex() for part in currency.fields if isinstance(part, bytes))
-            return ChannelDatum(own_hash, tag, asset or "lovelace", key, payer, taker, period, stage, *numbers)
+            numbers = [number for number in fields if isinstance(number, int)]
+            if stage in _NUMBERS and len(numbers) == len(fields) == _NUMBERS[stage]:
+                return ChannelDatum(own_hash, tag, asset or "lovelace", key, payer, taker, period, stage, *numbers)
     raise ScriptFailed("the datum is not a channel's")
 
 
@@ -200,12 +203,9 @@ def _run_main(view: ScriptView, own_hash: bytes, given: list[object]) -> list[st
     for step in given:
         match step:
             case Constr(kind, [Constr(number, arguments)]) if (kind, number) in _STEPS:
-                name = _STEPS[kind, number]
+                names.append(_run_step(view, (kind, number), arguments, _next(spent, own_hash), kept))
             case _:
                 raise ScriptFailed("the redeemer has an unknown step")
-        signer = _run_step(view, name, arguments, _next(spent, own_hash), kept)
-        _require(signer in view.signers, f"{name}: not signed by {signer.hex()}")
-        names.append(name)
     _require(next(spent, None) is None, "a channel is spent without a step")
     return names
 
@@ -221,66 +221,42 @@ def _next(outs: Iterator[TxOut], own_hash: bytes) -> tuple[TxOut, ChannelDatum]:
 
 def _run_step(
     view: ScriptView,
-    name: str,
+    step: tuple[int, int],
     arguments: list[object],
     spent: tuple[TxOut, ChannelDatum],
     kept: Iterator[TxOut],
-) -> bytes:
-    """Check one step. Returns the key hash that must sign."""
-    out, old = spent
-    if name == "end":
-        _require((old.stage, arguments) == (SETTLED, []), "end: the channel is not settled")
-        return old.consumer
-    if name == "elapse":
-        _require((old.stage, arguments) == (CLOSED, []), "elapse: the channel is not closed")
-        _require(view.start_ms is not None and view.start_ms >= old.elapse_at_ms, "elapse: too early")
-        return old.consumer
+) -> str:
+    """Check one step. Returns its name."""
+    (name, before, then), (out, old) = _STEPS[step], spent
+    match arguments:
+        case [] if name not in ("sub", "settle"):
+            signer, owed = old.consumer, 0
+        case [int(owed), bytes(signature)] if is_iou(old.iou_key, old.tag, owed, signature):
+            signer = old.provider
+        case _:
+            raise ScriptFailed(f"{name}: the IOU or the arguments are not valid")
+    _require(signer in view.signers, f"{name}: not signed by {signer.hex()}")
+    _require(old.stage == before, f"{name}: the channel is at another stage")
+    if then is None:
+        is_early = name == "elapse" and (view.start_ms is None or view.start_ms < old.elapse_at_ms)
+        _require(not is_early, "elapse: too early")
+        return name
     after, new = _next(kept, old.own_hash)
-    _require(
-        after.address == out.address and after.reference_script is None, f"{name}: another address or a script"
-    )
-    _require(new.at(OPENED) == old.at(OPENED), f"{name}: the constants change")
+    is_alike = after.address == out.address and after.reference_script is None
+    _require(is_alike, f"{name}: another address or a script")
+    _require(new.at(then) == old.at(then) and new.stage == then, f"{name}: the constants or the stage change")
     _require(after.assets.keys() <= {old.currency}, f"{name}: other assets are added")
     gone = old.amount(out) - old.amount(after)
-    return _CONTINUING[name](view, old, new, gone, arguments)
-
-
-def _add(_view: ScriptView, old: ChannelDatum, new: ChannelDatum, gone: int, arguments: list[object]) -> bytes:
-    _require((old.stage, arguments) == (OPENED, []) and new == old, "add: the stage is not as before")
-    _require(gone < 0, "add: nothing is added")
-    return old.consumer
-
-
-def _close(view: ScriptView, old: ChannelDatum, new: ChannelDatum, gone: int, arguments: list[object]) -> bytes:
-    stages = (old.stage, new.stage, new.subbed, arguments)
-    _require(stages == (OPENED, CLOSED, old.subbed, []), "close: the stages do not fit")
-    _require(gone <= 0, "close: money leaves")
-    end_ms = view.end_ms
-    _require(end_ms is not None and end_ms <= new.elapse_at_ms - old.close_period_ms, "close: elapses too early")
-    return old.consumer
-
-
-def _sub(_view: ScriptView, old: ChannelDatum, new: ChannelDatum, gone: int, arguments: list[object]) -> bytes:
-    owed = _owed(old, arguments)
-    _require((old.stage, new.stage) == (OPENED, OPENED), "sub: the channel is not open")
-    _require(new.subbed - old.subbed == gone, "sub: the sum does not fit what leaves")
-    _require(new.subbed <= owed, "sub: above the IOU")
-    return old.provider
-
-
-def _settle(_view: ScriptView, old: ChannelDatum, new: ChannelDatum, gone: int, arguments: list[object]) -> bytes:
-    owed = _owed(old, arguments)
-    _require((old.stage, new.stage) == (CLOSED, SETTLED), "settle: the channel is not closed")
-    _require(gone <= owed - old.subbed, "settle: above the IOU")
-    return old.provider
-
-
-def _owed(datum: ChannelDatum, arguments: list[object]) -> int:
-    match arguments:
-        case [int(amount), bytes(signature)] if is_iou(datum.iou_key, datum.tag, amount, signature):
-            return amount
-    raise ScriptFailed("the IOU is not valid")
-
-
-_Step = Callable[[ScriptView, ChannelDatum, ChannelDatum, int, list[object]], bytes]
-_CONTINUING: dict[str, _Step] = {"add": _add, "close": _close, "sub": _sub, "settle": _settle}
+    match name:
+        case "add":
+            _require(new == old and gone < 0, "add: nothing is added, or what was taken changes")
+        case "close":
+            _require(new.subbed == old.subbed and gone <= 0, "close: money leaves, or what was taken changes")
+            is_in_time = view.end_ms is not None and view.end_ms <= new.elapse_at_ms - old.close_period_ms
+            _require(is_in_time, "close: elapses too early")
+        case "sub":
+            _require(new.subbed - old.subbed == gone, "sub: the sum does not fit what leaves")
+            _require(new.subbed <= owed, "sub: above the IOU")
+        case _:
+            _require(gone <= owed - old.subbed, "settle: above the IOU")
+    return name

@@ -12,6 +12,7 @@ Never: imports the dialects or the wallet.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -41,6 +42,7 @@ from payagent.devnet.ledger import LedgerError, OutRef, TxOut
 from payagent.devnet.merchant import Terms
 from payagent.devnet.node import Node
 from payagent.devnet.plutus_data import Constr, write_plutus_data
+from payagent.devnet.script_rules import script_data_hash
 from payagent.devnet.settings import STRICT, BadSettings, made
 from payagent.devnet.x402_terms import NETWORK
 
@@ -50,7 +52,16 @@ _CODE = "invalid_batch_settlement_cardano_"
 _FEE_LOVELACE = 450_000
 _FUNDS_LOVELACE = 100_000_000
 _UNITS = (1_000_000, 400_000_000)
-_WIDE = 2**63
+_RESERVE_BYTES = 402
+"""What min-ADA counts for a closed channel in ADA: its output at the widest, and 160."""
+
+Claim = Literal["sub", "settle"]
+_CLAIMS: dict[str, Claim] = {
+    "claim_early": "sub",
+    "claim_backwards": "sub",
+    "claim_late": "settle",
+    "settle_late": "settle",
+}
 
 Mood = Literal[
     "overcharge",
@@ -76,18 +87,24 @@ Mood = Literal[
 
 @settings(frozen=True, slots=True, config=STRICT)
 class ChannelShopSettings:
-    """The settings of /channel/. `claim` names transactions to send at once: see `ChannelShop.claim`.
+    """The settings of /channel/, set by POST /merchant/settings {"channel": {...}}.
 
-    Moods: `drop_answer` charges and then drops the connection; `vanish` drops it before. `old_record` forgets the
-    latest charge. `count_above` and `foreign_iou` answer each voucher with a false correction. `claim_early`
-    claims after each call, `claim_late` once the channel is closed, `settle_late` once it could elapse.
-    `claim_backwards` gives a unit back after each call, if there was a claim before.
+    `is_open`: whether /channel/ sells, which the dialect `x402-channel` switches on. `withdraw_delay`: seconds.
+    `claim` names transactions to send at once, see `ChannelShop.claim`; it is not kept.
+
+    Moods: `overcharge` charges twice the price, `undercharge` half of it; `no_charge` does not state the charge.
+    `drop_answer` charges and then drops the connection; `vanish` drops it before. `old_record` forgets the
+    latest charge, and `forget_replays` the answer to the latest voucher. `count_above` and `foreign_iou` answer
+    each voucher with a false correction. `busy` refuses each voucher, `refuse_unknown` one of a channel that never
+    paid. `raise_price` offers twice the price, `swap_provider` another claiming key, `swap_script` another script.
+    `claim_early` claims after each call, `claim_late` once the channel is closed, `settle_late` once it could
+    elapse. `claim_backwards` gives a unit back after each call, if there was a claim before.
     """
 
     is_open: bool = False
     mood: Mood | None = None
     withdraw_delay: Annotated[int, Field(ge=900, le=2_592_000)] = 900
-    claim: Literal["sub", "settle"] | None = None
+    claim: Claim | None = None
 
 
 def read_channel(body: object, now: ChannelShopSettings) -> ChannelShopSettings:
@@ -126,12 +143,24 @@ class _Refused(Exception):  # noqa: N818  a verdict, not an error of ours
         self.error, self.extra = _CODE + code, extra or {}
 
 
+def _require(holds: bool, code: str) -> None:
+    if not holds:
+        raise _Refused(code)
+
+
 def _object(value: object) -> Json:
     return value if isinstance(value, dict) else {}
 
 
+def _mismatch(state: Json, signed: int, signature: str) -> _Refused:
+    """A correction, unless there is no voucher to show."""
+    held: Json = {"signedMaxClaimable": str(signed), "signature": signature}
+    corrective: Json = {"channelState": state, "voucherState": held}
+    return _Refused("cumulative_amount_mismatch", corrective if signature else None)
+
+
 class ChannelShop:
-    """The records of /channel/. Price and asset come from the merchant's terms."""
+    """The records of /channel/. Price and asset come from the merchant's terms. Only ADA is served."""
 
     def __init__(self, node: Node, terms: Callable[[], Terms], name: str) -> None:
         self._node = node
@@ -207,40 +236,36 @@ class ChannelShop:
     def _charge(self, path: str, payment: Mapping[str, object]) -> ChannelShopAnswer:
         accepted, payload = _object(payment.get("accepted")), _object(payment.get("payload"))
         voucher, config = _object(payload.get("voucher")), _object(payload.get("channelConfig"))
-        if payment.get("x402Version") != 2 or accepted not in self._offered:
-            raise _Refused("extra")
-        if payload.get("type") != "voucher":
-            raise _Refused("payload_type")
+        _require(payment.get("x402Version") == 2 and accepted in self._offered, "extra")
+        _require(payload.get("type") == "voucher", "payload_type")
         channel_id, price, mood = str(voucher.get("channelId")), int(str(accepted["amount"])), self.settings.mood
         record = self.records.get(channel_id)
-        if mood == "busy" or (mood == "refuse_unknown" and record is None):
-            raise _Refused("channel_busy" if mood == "busy" else "channel_not_found")
+        _require(mood != "busy", "channel_busy")
+        _require(mood != "refuse_unknown" or record is not None, "channel_not_found")
         ref, out, datum = self.find(channel_id)
         self._check_config(config, accepted, datum)
         try:
             signed, signature = int(str(voucher["maxClaimableAmount"])), bytes.fromhex(str(voucher["signature"]))
         except (KeyError, ValueError):
             raise _Refused("payload") from None
+        _require(0 <= signed < 2**63, "payload")
         if mood == "old_record" and record is not None and record.before is not None:
             record = record.before
         record = record or SoldChannel(max(0, signed - price))
         state = partial(self._state, ref, out, datum)
         if mood in ("count_above", "foreign_iou"):
-            raise _Refused("cumulative_amount_mismatch", self._lie(record, signed, price, datum, state))
+            false = signed + price if mood == "count_above" else signed
+            forged = self._key.sign(iou_message(datum.tag, false)).signature.hex()
+            raise _mismatch(state(false), false, forged)
         same = (record.signed, record.signature) == (signed, signature.hex())
         if same and record.answer is not None and mood != "forget_replays":
             self.counts["replayed"] += 1
             return record.answer
         if signed != record.count + price:
-            held: Json = {"signedMaxClaimable": str(record.signed), "signature": record.signature}
-            corrective: Json = (
-                {"channelState": state(record.count), "voucherState": held} if record.signature else {}
-            )
-            raise _Refused("cumulative_amount_mismatch", corrective)
-        if not is_iou(datum.iou_key, datum.tag, signed, signature):
-            raise _Refused("voucher_signature")
-        if signed > self.balance(out, datum) or signed <= datum.subbed:
-            raise _Refused("cumulative_exceeds_balance" if signed > datum.subbed else "cumulative_below_claimed")
+            raise _mismatch(state(record.count), record.signed, record.signature)
+        _require(is_iou(datum.iou_key, datum.tag, signed, signature), "voucher_signature")
+        _require(signed > datum.subbed, "cumulative_below_claimed")
+        _require(signed <= self.balance(out, datum), "cumulative_exceeds_balance")
         charged = {"overcharge": 2 * price, "undercharge": price // 2}.get(mood or "", price)
         count = record.count + charged
         extra: Json = {"commitmentId": f"{channel_id}:{signed}", "channelState": state(count)}
@@ -264,21 +289,9 @@ class ChannelShop:
             ("payerAuthorizer", datum.iou_key.hex(), "channel_config"),
             ("receiverAuthorizer", datum.provider.hex(), "channel_config"),
         ):
-            if config.get(name) != wanted:
-                raise _Refused(code)
-        if datum.close_period_ms != self.settings.withdraw_delay * 1000:
-            raise _Refused("channel_config")
-        if datum.stage != OPENED:
-            raise _Refused("channel_closed")
-
-    def _lie(
-        self, record: SoldChannel, signed: int, price: int, datum: ChannelDatum, state: Callable[[int], Json]
-    ) -> Json:
-        """A correction that counts too much, by an IOU of the shop's own key."""
-        amount = signed + price if self.settings.mood == "count_above" else signed
-        forged = self._key.sign(iou_message(datum.tag, amount)).signature.hex()
-        held: Json = {"signedMaxClaimable": str(amount), "signature": forged}
-        return {"channelState": state(amount), "voucherState": held}
+            _require(config.get(name) == wanted, code)
+        _require(datum.close_period_ms == self.settings.withdraw_delay * 1000, "channel_config")
+        _require(datum.stage == OPENED, "channel_closed")
 
     def _state(self, ref: OutRef, out: TxOut, datum: ChannelDatum, count: int) -> Json:
         return {
@@ -291,129 +304,91 @@ class ChannelShop:
         }
 
     def find(self, channel_id: str) -> tuple[OutRef, TxOut, ChannelDatum]:
-        """The channel's output as of the tip."""
+        """The channel's output as of the tip. Only channels in ADA are found."""
         for ref, out in self._node.chain.utxos_at(SCRIPT_ADDRESS):
             try:
                 datum = read_datum(out.inline_datum)
             except ScriptFailed:
                 continue
-            if (datum.tag.hex(), datum.own_hash) == (channel_id, SCRIPT_HASH):
+            if (datum.tag.hex(), datum.own_hash, datum.currency) == (channel_id, SCRIPT_HASH, LOVELACE):
                 return ref, out, datum
         raise _Refused("channel_not_found")
 
     def balance(self, out: TxOut, datum: ChannelDatum) -> int:
         """The highest amount that a voucher may have."""
-        if datum.currency != LOVELACE:
-            return datum.subbed + datum.amount(out)
-        widest = replace(out, lovelace=_WIDE)
-        at_most = replace(datum, close_period_ms=_WIDE).at(CLOSED, _WIDE, _WIDE)
-        size = 160 + len(_output(widest, at_most)) - 4
-        return datum.subbed + out.lovelace - size * self._node.chain.params.coins_per_utxo_byte
+        return datum.subbed + out.lovelace - _RESERVE_BYTES * self._node.chain.params.coins_per_utxo_byte
 
     # --- claims ---
 
     def work(self) -> None:
         """Claim as the mood wants."""
-        if self.settings.mood in ("claim_early", "claim_backwards"):
-            self.claim("sub")
-        if self.settings.mood in ("claim_late", "settle_late"):
-            self.claim("settle")
+        if (step := _CLAIMS.get(self.settings.mood or "")) is not None:
+            self.claim(step)
 
-    def claim(self, step: Literal["sub", "settle"]) -> None:
-        """Send a transaction for each channel that stands so: Sub if open, Settle if closed."""
+    def claim(self, step: Claim) -> None:
+        """Claim from each channel in the step's stage: `sub` from open ones, `settle` from closed ones."""
         for channel_id, record in self.records.items():
-            try:
-                ref, out, datum = self.find(channel_id)
-            except _Refused:
-                continue
-            now_ms = self._node.now_ms()
-            is_late = self.settings.mood != "settle_late" or now_ms >= datum.elapse_at_ms
-            if datum.stage == (OPENED if step == "sub" else CLOSED) and is_late:
-                self._claim(step, ref, out, datum, record)
+            with suppress(_Refused):
+                self._claim(step, record, *self.find(channel_id))
 
-    def _claim(self, step: str, ref: OutRef, out: TxOut, datum: ChannelDatum, record: SoldChannel) -> None:
+    def _claim(self, step: Claim, record: SoldChannel, ref: OutRef, out: TxOut, datum: ChannelDatum) -> None:
+        mood, is_sub = self.settings.mood, step == "sub"
+        is_early = mood == "settle_late" and self._node.now_ms() < datum.elapse_at_ms
         total = min(record.count, record.signed)
-        if self.settings.mood == "claim_backwards":
-            total = max(0, datum.subbed - 1) if datum.subbed else total
+        if mood == "claim_backwards" and datum.subbed:
+            total = datum.subbed - 1
         funds, scripts = self._funds(script=False), self._funds(script=True)
-        if total == datum.subbed or not funds or not scripts:
+        is_due = datum.stage == (OPENED if is_sub else CLOSED) and total != datum.subbed and not is_early
+        if not is_due or not funds or not scripts:
             return
-        taken = total - datum.subbed
+        (money_ref, money), taken = funds[0], total - datum.subbed
+        after = datum.at(OPENED, total) if is_sub else datum.at(SETTLED)
         iou = [record.signed, bytes.fromhex(record.signature)]
-        redeemer = write_plutus_data(Constr(1, [[Constr(0, [Constr(1 if step == "sub" else 3, iou)])]]))
-        after = datum.at(OPENED, total) if step == "sub" else datum.at(SETTLED)
-        if datum.currency == LOVELACE:
-            kept = replace(out, lovelace=out.lovelace - taken)
-            won: dict[str, int] = {}
-        else:
-            kept = replace(out, assets={datum.currency: datum.amount(out) - taken})
-            won = {datum.currency: taken}
-        money_ref, money = funds[0]
-        lovelace = money.lovelace + out.lovelace - kept.lovelace - _FEE_LOVELACE
-        change = TxOut(self._address, lovelace, won)
-        outputs = [_output(kept, after), _output(change)]
-        raw = self._sign(
-            [ref, money_ref], [money_ref], scripts[0][0], outputs, sorted([ref, money_ref]).index(ref), redeemer
-        )
+        redeemer = Constr(1, [[Constr(0, [Constr(1 if is_sub else 3, iou)])]])
+        kept = b"\xa3\x00" + cbor.byte_string(SCRIPT_ADDRESS)
+        kept += b"\x01" + cbor.head(cbor.UINT, out.lovelace - taken)
+        kept += b"\x02\x82\x01\xd8\x18" + cbor.byte_string(after.encode())
+        change = write_plutus_data([self._address, money.lovelace + taken - _FEE_LOVELACE])
+        raw = self._signed(ref, money_ref, scripts[0][0], b"\x82" + kept + change, redeemer)
         try:
             self.claims.append(self._node.submit(raw))
         except LedgerError:
             self.counts["claims_refused"] += 1
 
-    def _sign(
-        self,
-        inputs: list[OutRef],
-        collateral: list[OutRef],
-        script: OutRef,
-        outputs: list[bytes],
-        place: int,
-        redeemer: bytes,
-    ) -> bytes:
-        units = b"\x82" + b"".join(cbor.head(cbor.UINT, number) for number in _UNITS)
-        redeemers = b"\xa1\x82\x00" + cbor.head(cbor.UINT, place) + b"\x82" + redeemer + units
-        model = self._node.chain.params.cost_model
-        views = b"\xa1\x02" + cbor.head(cbor.ARRAY, len(model))
-        views += b"".join(cbor.head(cbor.UINT, number) for number in model)
-        body = b"\xa8\x00" + _refs(inputs) + b"\x01" + cbor.head(cbor.ARRAY, len(outputs)) + b"".join(outputs)
-        body += b"\x02" + cbor.head(cbor.UINT, _FEE_LOVELACE)
-        body += b"\x03" + cbor.head(cbor.UINT, self._node.chain.slot + 600)
-        body += b"\x0b" + cbor.byte_string(hash_256(redeemers + views)) + b"\x0d" + _refs(collateral)
-        body += b"\x0e\x81" + cbor.byte_string(self.provider) + b"\x12" + _refs([script])
-        key = cbor.byte_string(bytes(self._key.verify_key))
-        witness = b"\x82" + key + cbor.byte_string(self._key.sign(hash_256(body)).signature)
-        return b"\x84" + body + b"\xa2\x00\x81" + witness + b"\x05" + redeemers + b"\xf5\xf6"
+    def _signed(self, channel: OutRef, money: OutRef, script: OutRef, outputs: bytes, redeemer: Constr) -> bytes:
+        """A transaction that spends the channel and `money`, which is also the collateral."""
+        inputs, chain = sorted([channel, money]), self._node.chain
+        place = cbor.head(cbor.UINT, inputs.index(channel))
+        redeemers = b"\xa1\x82\x00" + place + b"\x82" + write_plutus_data(redeemer) + write_plutus_data([*_UNITS])
+        fields = {
+            0: _refs(inputs),
+            1: outputs,
+            2: cbor.head(cbor.UINT, _FEE_LOVELACE),
+            3: cbor.head(cbor.UINT, chain.slot + 600),
+            11: cbor.byte_string(script_data_hash(redeemers, chain.params)),
+            13: _refs([money]),
+            14: write_plutus_data([self.provider]),
+            18: _refs([script]),
+        }
+        body = cbor.head(cbor.MAP, len(fields))
+        body += b"".join(cbor.head(cbor.UINT, key) + value for key, value in fields.items())
+        witness: list[object] = [bytes(self._key.verify_key), self._key.sign(hash_256(body)).signature]
+        return b"\x84" + body + b"\xa2\x00" + write_plutus_data([witness]) + b"\x05" + redeemers + b"\xf5\xf6"
 
     def as_json(self) -> Json:
         """The shop's records."""
-        held = {
-            name: {"count": str(one.count), "signed": str(one.signed), "signature": one.signature}
-            for name, one in self.records.items()
-        }
         return {
             "provider_key": self.provider.hex(),
             "script_hash": SCRIPT_HASH.hex(),
             "settings": asdict(self.settings),
-            "channels": held,
+            "channels": {
+                name: {"count": str(one.count), "signed": str(one.signed), "signature": one.signature}
+                for name, one in self.records.items()
+            },
             "counts": dict(sorted(self.counts.items())),
             "claims": list(self.claims),
         }
 
 
 def _refs(refs: list[OutRef]) -> bytes:
-    rows = [
-        b"\x82" + cbor.byte_string(bytes.fromhex(tx_id)) + cbor.head(cbor.UINT, index) for tx_id, index in refs
-    ]
-    return cbor.head(cbor.ARRAY, len(rows)) + b"".join(rows)
-
-
-def _output(out: TxOut, datum: ChannelDatum | None = None) -> bytes:
-    """An output of at most one token, in the map form."""
-    value = cbor.head(cbor.UINT, out.lovelace)
-    held = [(asset, units) for asset, units in out.assets.items() if units]
-    for asset, units in held:
-        names = b"\xa1" + cbor.byte_string(bytes.fromhex(asset[56:])) + cbor.head(cbor.UINT, units)
-        value = b"\x82" + value + b"\xa1" + cbor.byte_string(bytes.fromhex(asset[:56])) + names
-    raw = b"\x00" + cbor.byte_string(out.address) + b"\x01" + value
-    if datum is None:
-        return b"\xa2" + raw
-    return b"\xa3" + raw + b"\x02\x82\x01\xd8\x18" + cbor.byte_string(datum.encode())
+    return write_plutus_data([[bytes.fromhex(tx_id), index] for tx_id, index in refs])

@@ -63,10 +63,12 @@ def _decode_tx(raw: bytes) -> Tx:
     reader = Reader(raw)
     with reader.array(4, "transaction"):
         body_start = reader.pos
-        body = _read_body(reader)
+        body = _read_fields(reader, "body", _BODY_FIELDS, _UNSUPPORTED_BODY_FIELDS)
+        missing = sorted({0, 1, 2} - body.keys())
+        require(not missing, f"body: missing fields {missing}")
         body_bytes = raw[body_start : reader.pos]
         witnesses_start = reader.pos
-        witnesses, scripts, redeemers = _read_witnesses(reader)
+        witnesses = _read_fields(reader, "witness set", _WITNESS_FIELDS, _UNSUPPORTED_WITNESSES)
         witnesses_size = reader.pos - witnesses_start
         is_valid = reader.boolean("isValid")
         aux_start = reader.pos
@@ -74,6 +76,7 @@ def _decode_tx(raw: bytes) -> Tx:
         metadata_fits = not has_aux or _read_aux(reader)
         aux = raw[aux_start : reader.pos] if has_aux else None
     reader.end("transaction")
+    redeemers, redeemers_raw = witnesses.get(5, ((), b""))
     return Tx(
         tx_id=hash_256(body_bytes).hex(),
         raw=raw,
@@ -84,7 +87,7 @@ def _decode_tx(raw: bytes) -> Tx:
         start_slot=body.get(8),
         network_id=body.get(15),
         body=body_bytes,
-        witnesses=witnesses,
+        witnesses=witnesses.get(0, ()),
         is_valid=is_valid,
         aux_hash=body.get(7),
         aux=aux,
@@ -98,9 +101,9 @@ def _decode_tx(raw: bytes) -> Tx:
             collateral_return=body.get(16),
             total_collateral=body.get(17),
             reference_inputs=body.get(18, ()),
-            scripts=scripts,
-            redeemers=redeemers[0],
-            redeemers_raw=redeemers[1],
+            scripts=witnesses.get(7, ()),
+            redeemers=redeemers,
+            redeemers_raw=redeemers_raw,
         ),
     )
 
@@ -108,46 +111,33 @@ def _decode_tx(raw: bytes) -> Tx:
 # --- body ---------------------------------------------------------------------------------------------------
 
 
-def _read_body(reader: Reader) -> dict[int, Any]:
-    """The fields of a body, by their numbers in the CDDL."""
-    body = {}
-    for key in reader.keys("body"):
-        if key in _UNSUPPORTED_BODY_FIELDS:
-            raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_BODY_FIELDS[key]} in the body")
-        require(key in _BODY_FIELDS, f"body: unknown field {key}")
-        body[key] = _BODY_FIELDS[key](reader)
-    if missing := {0, 1, 2} - body.keys():
-        raise MalformedError(f"body: missing fields {sorted(missing)}")
-    return body
+def _read_fields(
+    reader: Reader, what: str, known: dict[int, Callable[[Reader], Any]], unsupported: dict[int, str]
+) -> dict[int, Any]:
+    """The fields of a body or a witness set, by their numbers in the CDDL."""
+    fields = {}
+    for key in reader.keys(what):
+        if key in unsupported:
+            raise LedgerError(UNSUPPORTED, f"{unsupported[key]} in the {what}")
+        require(key in known, f"{what}: unknown field {key}")
+        fields[key] = known[key](reader)
+    return fields
 
 
-def _read_inputs(reader: Reader) -> tuple[OutRef, ...]:
-    inputs: list[OutRef] = []
-    for _ in reader.set_items("inputs"):
-        with reader.array(2, "input"):
-            tx_id = reader.bytes_("input transaction id", 32).hex()
-            ref = (tx_id, reader.uint("input index", 0xFFFF))
-        require(ref not in inputs, f"inputs: {tx_id}#{ref[1]} twice in the set")
-        inputs.append(ref)
-    return tuple(inputs)
+def _read_set(reader: Reader, what: str, read: Callable[[Reader], T], least: int = 1) -> tuple[T, ...]:
+    """A set of different items. Only that of inputs may be empty."""
+    items: list[T] = []
+    for _ in reader.set_items(what):
+        item = read(reader)
+        require(item not in items, f"{what}: the same twice in the set")
+        items.append(item)
+    require(len(items) >= least, f"{what}: an empty set")
+    return tuple(items)
 
 
-def _read_some_inputs(reader: Reader) -> tuple[OutRef, ...]:
-    """A set of inputs that may be absent, but not empty."""
-    return _not_empty(_read_inputs(reader), "inputs")
-
-
-def _read_signers(reader: Reader) -> tuple[bytes, ...]:
-    signers = tuple([reader.bytes_("required signer", 28) for _ in reader.set_items("required signers")])
-    if len(set(signers)) < len(signers):
-        raise MalformedError("required signers: the same twice in the set")
-    return _not_empty(signers, "required signers")
-
-
-def _not_empty(items: tuple[T, ...], what: str) -> tuple[T, ...]:
-    if not items:
-        raise MalformedError(f"{what}: an empty set")
-    return items
+def _read_input(reader: Reader) -> OutRef:
+    with reader.array(2, "input"):
+        return reader.bytes_("input transaction id", 32).hex(), reader.uint("input index", 0xFFFF)
 
 
 def _read_sized_output(reader: Reader) -> tuple[TxOut, int]:
@@ -161,19 +151,19 @@ def _read_outputs(reader: Reader) -> list[tuple[TxOut, int]]:
 
 
 _BODY_FIELDS: dict[int, Callable[[Reader], Any]] = {
-    0: _read_inputs,
+    0: lambda reader: _read_set(reader, "inputs", _read_input, least=0),
     1: _read_outputs,
     2: lambda reader: reader.uint("fee"),
     3: lambda reader: reader.uint("ttl"),
     7: lambda reader: reader.bytes_("auxiliary data hash", 32),
     8: lambda reader: reader.uint("validity start"),
     11: lambda reader: reader.bytes_("script data hash", 32),
-    13: _read_some_inputs,
-    14: _read_signers,
+    13: lambda reader: _read_set(reader, "collateral", _read_input),
+    14: lambda reader: _read_set(reader, "required signers", lambda one: one.bytes_("required signer", 28)),
     15: lambda reader: reader.uint("network id", 1),
     16: _read_sized_output,
     17: lambda reader: reader.uint("total collateral"),
-    18: _read_some_inputs,
+    18: lambda reader: _read_set(reader, "reference inputs", _read_input),
 }
 
 
@@ -257,52 +247,26 @@ def _read_datum_option(reader: Reader) -> tuple[str | None, str | None]:
 # --- witnesses and auxiliary data ---------------------------------------------------------------------------
 
 
-def _read_witnesses(reader: Reader) -> tuple[tuple[tuple[bytes, bytes], ...], tuple[bytes, ...], "_Redeemers"]:
-    """Signatures with their keys, attached scripts, and redeemers."""
-    witnesses: tuple[tuple[bytes, bytes], ...] = ()
-    scripts: tuple[bytes, ...] = ()
-    redeemers: _Redeemers = ((), b"")
-    for key in reader.keys("witness set"):
-        if key in _UNSUPPORTED_WITNESSES:
-            raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_WITNESSES[key]} in the witness set")
-        if key == 0:
-            witnesses = _read_signatures(reader)
-        elif key == 5:
-            redeemers = _read_redeemers(reader)
-        elif key == 7:
-            found = [reader.bytes_("Plutus V3 script") for _ in reader.set_items("Plutus V3 scripts")]
-            scripts = _not_empty(tuple(found), "Plutus V3 scripts")
-            if set(scripts) != {SCRIPT}:
-                raise LedgerError(UNSUPPORTED, "Plutus V3 scripts in the witness set")
-        else:
-            raise MalformedError(f"witness set: unknown field {key}")
-    return witnesses, scripts, redeemers
+def _read_scripts(reader: Reader) -> tuple[bytes, ...]:
+    scripts = _read_set(reader, "Plutus V3 scripts", lambda one: one.bytes_("Plutus V3 script"))
+    if scripts != (SCRIPT,):
+        raise LedgerError(UNSUPPORTED, "Plutus V3 scripts in the witness set")
+    return scripts
 
 
-def _read_signatures(reader: Reader) -> tuple[tuple[bytes, bytes], ...]:
-    witnesses: list[tuple[bytes, bytes]] = []
-    for _ in reader.set_items("key witnesses"):
-        with reader.array(2, "key witness"):
-            witness = (reader.bytes_("verification key", 32), reader.bytes_("signature", 64))
-        if witness in witnesses:
-            raise MalformedError("key witnesses: the same twice in the set")
-        witnesses.append(witness)
-    return _not_empty(tuple(witnesses), "key witnesses")
+def _read_signature(reader: Reader) -> tuple[bytes, bytes]:
+    with reader.array(2, "key witness"):
+        return reader.bytes_("verification key", 32), reader.bytes_("signature", 64)
 
 
-_Redeemers = tuple[tuple[Redeemer, ...], bytes]
-
-
-def _read_redeemers(reader: Reader) -> _Redeemers:
+def _read_redeemers(reader: Reader) -> tuple[tuple[Redeemer, ...], bytes]:
     """Redeemers and their bytes: a map of Conway, or a list as before."""
-    start = reader.pos
-    if reader.major() == cbor.MAP:
-        redeemers = [_read_redeemer(reader, in_map=True) for _ in reader.pairs("redeemers")]
-    else:
-        redeemers = [_read_redeemer(reader, in_map=False) for _ in reader.items("redeemers")]
-    if len({(one.purpose, one.index) for one in redeemers}) < len(redeemers):
-        raise MalformedError("redeemers: two of one purpose and index")
-    return _not_empty(tuple(redeemers), "redeemers"), reader.buf[start : reader.pos]
+    start, in_map = reader.pos, reader.major() == cbor.MAP
+    rows = reader.pairs("redeemers") if in_map else reader.items("redeemers")
+    redeemers = [_read_redeemer(reader, in_map=in_map) for _ in rows]
+    count = len({(one.purpose, one.index) for one in redeemers})
+    require(count == len(redeemers) > 0, "redeemers: none, or two of one purpose and index")
+    return tuple(redeemers), reader.buf[start : reader.pos]
 
 
 def _read_redeemer(reader: Reader, *, in_map: bool) -> Redeemer:
@@ -317,6 +281,13 @@ def _read_redeemer(reader: Reader, *, in_map: bool) -> Redeemer:
 def _read_units(reader: Reader) -> tuple[int, int]:
     with reader.array(2, "execution units"):
         return reader.uint("memory units"), reader.uint("step units")
+
+
+_WITNESS_FIELDS: dict[int, Callable[[Reader], Any]] = {
+    0: lambda reader: _read_set(reader, "key witnesses", _read_signature),
+    5: _read_redeemers,
+    7: _read_scripts,
+}
 
 
 def _read_aux(reader: Reader) -> bool:

@@ -249,13 +249,15 @@ class MerchantApi:
         )
 
     async def settings(self, request: Request) -> Response:
-        """POST /merchant/settings: sets some of the settings and returns all of them."""
+        """POST /merchant/settings: sets some of the settings and returns all but those of /channel/.
+
+        GET /merchant/state has these, as channel.settings.
+        """
         raw = await read_body(request)
         body = None if raw is None else json_object(raw)
         if body is None:
             return JSONResponse({"detail": "a JSON object was expected"}, 400)
-        body, of_channel = _channel_settings(body)
-        others, of_x402 = _settings_in_two(body)
+        others, of_x402, of_channel = _settings_in_three(body)
         try:
             terms = read_settings(others, self.merchant.terms)
             x402 = read_x402(of_x402, self.shop.x402)
@@ -317,23 +319,21 @@ def _call(request: Request, body: bytes) -> ShopRequest:
 _X402_VERSIONS = {"x402-v1": 1, "x402-v2": 2}
 
 
-def _settings_in_two(body: Json) -> tuple[Json, object]:
-    """Split settings into the merchant's and the x402 shop's. `x402-v1` and `x402-v2` set one in each."""
-    others, of_x402 = {name: value for name, value in body.items() if name != "x402"}, body.get("x402", {})
+def _settings_in_three(body: Json) -> tuple[Json, object, object]:
+    """Split settings into the merchant's, the x402 shop's and those of /channel/.
+
+    `x402-v1` and `x402-v2` set one in each of the first two. `x402-channel` opens /channel/, and changes no other
+    path.
+    """
+    others = {name: value for name, value in body.items() if name not in ("x402", "channel")}
+    of_x402, of_channel = body.get("x402", {}), body.get("channel", {})
     dialect = others.get("dialect")
     if isinstance(dialect, str) and dialect in _X402_VERSIONS and isinstance(of_x402, dict):
-        return others | {"dialect": "x402"}, {"version": _X402_VERSIONS[dialect]} | of_x402
-    return others, of_x402
-
-
-def _channel_settings(body: Json) -> tuple[Json, object]:
-    """Split off the settings of /channel/. The dialect `x402-channel` opens it, and changes no other path."""
-    others, of_channel = dict(body), body.get("channel", {})
-    others.pop("channel", None)
-    if others.get("dialect") == "x402-channel" and isinstance(of_channel, dict):
+        others["dialect"], of_x402 = "x402", {"version": _X402_VERSIONS[dialect]} | of_x402
+    if dialect == "x402-channel" and isinstance(of_channel, dict):
         del others["dialect"]
-        return others, {"is_open": True} | of_channel
-    return others, of_channel
+        of_channel = {"is_open": True} | of_channel
+    return others, of_x402, of_channel
 
 
 def _terms_json(terms: Terms, x402: X402) -> Json:

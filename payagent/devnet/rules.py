@@ -31,6 +31,7 @@ from payagent.devnet.script_rules import (
     missing_scripts,
     refs_text,
     spent_reference_inputs,
+    sum_value,
     too_many_collaterals,
     too_many_units,
     units_fee,
@@ -49,7 +50,8 @@ def check_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int, params: Params) -
     spent = {ref: utxos[ref] for ref in tx.inputs if ref in utxos}
     owners = tuple(read_address(out.address) for out in spent.values())
     payees = tuple(read_address(out.address) for out in tx.outputs)
-    _apply(_RULES, TxCase(tx, spent, owners, payees, slot, params, _beside(tx, utxos)))
+    rules = [rule for rule in _RULES if tx.script_parts.redeemers or rule not in COLLATERAL_RULES]
+    _apply(rules, TxCase(tx, spent, owners, payees, slot, params, _beside(tx, utxos)))
 
 
 def _beside(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> Mapping[OutRef, TxOut]:
@@ -121,7 +123,7 @@ def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
 
 
 def _missing_signatures(case: TxCase) -> str | None:
-    collateral = [read_address(case.beside[ref].address) for ref in case.parts.collateral if ref in case.beside]
+    collateral = [read_address(out.address) for out in case.collateral]
     needed = {owner.key_hash for owner in (*case.owners, *collateral) if owner.key_hash is not None}
     needed.update(case.parts.signers)
     signing = {blake2b(key, digest_size=28).digest() for key, _ in case.tx.witnesses}
@@ -189,16 +191,6 @@ def _value_not_conserved(case: TxCase) -> str | None:
         if consumed.get(asset, 0) != produced.get(asset, 0)
     ]
     return "; ".join(uneven) or None
-
-
-def sum_value(outputs: Iterable[TxOut]) -> dict[str, int]:
-    """The units of each asset that the outputs hold together. Lovelace is always among them."""
-    total = {"lovelace": 0}
-    for out in outputs:
-        total["lovelace"] += out.lovelace
-        for asset, units in out.assets.items():
-            total[asset] = total.get(asset, 0) + units
-    return total
 
 
 def _output_too_small(case: TxCase) -> str | None:

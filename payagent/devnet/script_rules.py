@@ -5,7 +5,7 @@
 Never: changes a state.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -14,10 +14,9 @@ from payagent.devnet import cbor
 from payagent.devnet.address import AddressInfo, read_address
 from payagent.devnet.channel_script import SCRIPT_CBOR, SCRIPT_HASH, ScriptFailed, ScriptView, run_script
 from payagent.devnet.decode import hash_256
-from payagent.devnet.ledger_types import OutRef, Params, Redeemer, ScriptParts, Tx, TxOut
+from payagent.devnet.ledger_types import OutRef, Params, ScriptParts, Tx, TxOut
 
 _SPEND = 0
-_PLUTUS_V3 = b"\x02"
 _SLOT_MS = 1000
 
 
@@ -25,7 +24,7 @@ _SLOT_MS = 1000
 class TxCase:
     """One transaction to check. `spent` has its existing inputs, `owners` and `payees` the addresses.
 
-    `beside` has the existing outputs that it names as collateral or to refer to.
+    `beside` has the existing outputs that it names as collateral or as reference inputs.
     """
 
     tx: Tx
@@ -58,12 +57,35 @@ class TxCase:
         yield from (self.beside[ref] for ref in self.parts.reference_inputs if ref in self.beside)
 
     @property
+    def units(self) -> tuple[int, int]:
+        """The execution units that all redeemers ask for."""
+        return sum(one.memory for one in self.parts.redeemers), sum(one.steps for one in self.parts.redeemers)
+
+    @property
     def collateral(self) -> list[TxOut]:
         return [self.beside[ref] for ref in self.parts.collateral if ref in self.beside]
+
+    @property
+    def taken(self) -> dict[str, int]:
+        """What a failed script takes: the collateral without what returns."""
+        taken, returned = sum_value(self.collateral), self.parts.collateral_return
+        for asset, units in sum_value([returned[0]] if returned else []).items():
+            taken[asset] = taken.get(asset, 0) - units
+        return taken
 
 
 Rule = tuple[str, Callable[[TxCase], str | None]]
 """The ledger's name of a rule, and its check."""
+
+
+def sum_value(outputs: Iterable[TxOut]) -> dict[str, int]:
+    """The units of each asset that the outputs hold together. Lovelace is always among them."""
+    total = {"lovelace": 0}
+    for out in outputs:
+        total["lovelace"] += out.lovelace
+        for asset, units in out.assets.items():
+            total[asset] = total.get(asset, 0) + units
+    return total
 
 
 def refs_text(refs: list[OutRef]) -> str:
@@ -110,13 +132,16 @@ def missing_redeemers(case: TxCase) -> str | None:
     return f"none for {refs_text(missing)}" if missing else None
 
 
+def script_data_hash(redeemers: bytes, params: Params) -> bytes:
+    """The hash of redeemers and Plutus V3's cost model."""
+    numbers = b"".join(cbor.head(cbor.UINT, number) for number in params.cost_model)
+    return hash_256(redeemers + b"\xa1\x02" + cbor.head(cbor.ARRAY, len(params.cost_model)) + numbers)
+
+
 def wrong_data_hash(case: TxCase) -> str | None:
     """The body must have the hash of redeemers and cost models, or none without scripts."""
-    parts, expected = case.parts, None
-    if case.locked or parts.redeemers:
-        numbers = b"".join(cbor.head(cbor.UINT, number) for number in case.params.cost_model)
-        model = cbor.head(cbor.ARRAY, len(case.params.cost_model)) + numbers
-        expected = hash_256(parts.redeemers_raw + b"\xa1" + _PLUTUS_V3 + model)
+    parts, is_needed = case.parts, case.locked or case.parts.redeemers
+    expected = script_data_hash(parts.redeemers_raw, case.params) if is_needed else None
     if parts.data_hash == expected:
         return None
     given, wanted = ("none" if found is None else found.hex() for found in (parts.data_hash, expected))
@@ -129,20 +154,15 @@ def spent_reference_inputs(case: TxCase) -> str | None:
     return f"spent too: {refs_text(both)}" if both else None
 
 
-def _units(case: TxCase) -> tuple[int, int]:
-    redeemers = case.parts.redeemers
-    return sum(one.memory for one in redeemers), sum(one.steps for one in redeemers)
-
-
 def units_fee(case: TxCase) -> int:
     """The part of the minimum fee for execution units."""
-    memory, steps = _units(case)
+    memory, steps = case.units
     return ceil(memory * case.params.price_memory + steps * case.params.price_steps)
 
 
 def too_many_units(case: TxCase) -> str | None:
     """More execution units than a transaction may use."""
-    memory, steps = _units(case)
+    memory, steps = case.units
     if memory <= case.params.max_memory and steps <= case.params.max_steps:
         return None
     return f"supplied {memory} and {steps}, at most {case.params.max_memory} and {case.params.max_steps}"
@@ -151,42 +171,29 @@ def too_many_units(case: TxCase) -> str | None:
 # --- collateral --------------------------------------------------------------------------------------------------
 
 
-def _needs_collateral(rule: Callable[[TxCase], str | None]) -> Callable[[TxCase], str | None]:
-    return lambda case: rule(case) if case.parts.redeemers else None
-
-
-def _no_collateral(case: TxCase) -> str | None:
-    return None if case.parts.collateral else "no collateral"
-
-
 def _collateral_of_scripts(case: TxCase) -> str | None:
     held = [out for out in case.collateral if read_address(out.address).key_hash is None]
     return f"{len(held)} collateral inputs are not of a key" if held else None
 
 
-def _collateral_lovelace(case: TxCase) -> int:
-    returned = case.parts.collateral_return
-    return sum(out.lovelace for out in case.collateral) - (returned[0].lovelace if returned else 0)
-
-
-def _collateral_tokens(case: TxCase) -> str | None:
-    left: dict[str, int] = {}
-    for out in case.collateral:
-        for asset, units in out.assets.items():
-            left[asset] = left.get(asset, 0) + units
-    returned = case.parts.collateral_return
-    return None if left == dict(returned[0].assets if returned else {}) else "the collateral has tokens"
-
-
 def _collateral_too_small(case: TxCase) -> str | None:
     least = ceil(Fraction(case.tx.fee_lovelace * case.params.collateral_percent, 100))
-    lovelace = _collateral_lovelace(case)
+    lovelace = case.taken["lovelace"]
     return None if lovelace >= least else f"supplied {lovelace}, at least {least}"
 
 
+def _collateral_tokens(case: TxCase) -> str | None:
+    tokens = {asset for asset, units in case.taken.items() if units and asset != "lovelace"}
+    return "the collateral has tokens" if tokens else None
+
+
 def _wrong_total(case: TxCase) -> str | None:
-    total, lovelace = case.parts.total_collateral, _collateral_lovelace(case)
+    total, lovelace = case.parts.total_collateral, case.taken["lovelace"]
     return None if total in (None, lovelace) else f"supplied {total}, expected {lovelace}"
+
+
+def _no_collateral(case: TxCase) -> str | None:
+    return None if case.parts.collateral else "no collateral"
 
 
 def too_many_collaterals(case: TxCase) -> str | None:
@@ -195,15 +202,12 @@ def too_many_collaterals(case: TxCase) -> str | None:
     return f"supplied {count}, at most {most}" if count > most else None
 
 
-COLLATERAL_RULES: tuple[Rule, ...] = tuple(
-    (name, _needs_collateral(rule))
-    for name, rule in (
-        ("ScriptsNotPaidUTxO", _collateral_of_scripts),
-        ("InsufficientCollateral", _collateral_too_small),
-        ("CollateralContainsNonADA", _collateral_tokens),
-        ("IncorrectTotalCollateralField", _wrong_total),
-        ("NoCollateralInputs", _no_collateral),
-    )
+COLLATERAL_RULES: tuple[Rule, ...] = (
+    ("ScriptsNotPaidUTxO", _collateral_of_scripts),
+    ("InsufficientCollateral", _collateral_too_small),
+    ("CollateralContainsNonADA", _collateral_tokens),
+    ("IncorrectTotalCollateralField", _wrong_total),
+    ("NoCollateralInputs", _no_collateral),
 )
 """Rules for transactions that run scripts."""
 
@@ -218,25 +222,16 @@ def failed_script(case: TxCase) -> str | None:
     inputs = [(ref, case.spent[ref]) for ref in case.ordered if ref in case.spent]
     if len(inputs) < len(case.tx.inputs) or missing_scripts(case) or extra_redeemers(case):
         return None
-    view = ScriptView(
-        inputs,
-        case.tx.outputs,
-        _time_ms(case, case.tx.start_slot),
-        _time_ms(case, case.tx.ttl_slot),
-        case.parts.signers,
+    start_ms, end_ms = (
+        None if slot is None else case.params.system_start_ms + slot * _SLOT_MS
+        for slot in (case.tx.start_slot, case.tx.ttl_slot)
     )
+    view = ScriptView(inputs, case.tx.outputs, start_ms, end_ms, case.parts.signers)
     try:
         for redeemer in case.parts.redeemers:
-            _check_units(redeemer, run_script(view, redeemer.index, redeemer.data))
+            memory, steps = run_script(view, redeemer.index, redeemer.data)
+            if redeemer.memory < memory or redeemer.steps < steps:
+                return f"isValid is true, but the script failed: {memory} and {steps} units are needed"
     except ScriptFailed as failed:
         return f"isValid is true, but the script failed: {failed}"
     return None
-
-
-def _time_ms(case: TxCase, slot: int | None) -> int | None:
-    return None if slot is None else case.params.system_start_ms + slot * _SLOT_MS
-
-
-def _check_units(redeemer: Redeemer, used: tuple[int, int]) -> None:
-    if redeemer.memory < used[0] or redeemer.steps < used[1]:
-        raise ScriptFailed(f"out of units: {used[0]} and {used[1]} are needed")

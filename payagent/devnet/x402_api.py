@@ -5,7 +5,6 @@ The wire forms follow the scheme's documents and Masumi's examples.
 Never: uses payagent's dialects.
 """
 
-import base64
 import json
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from payagent.devnet.facilitator import PENDING, Settlement
 from payagent.devnet.faulty_responses import Abort
 from payagent.devnet.merchant import DEVNET
 from payagent.devnet.x402 import Answer, Kind, Shop
-from payagent.devnet.x402_terms import X402Request, payment_required, requirements_v1
+from payagent.devnet.x402_terms import X402Request, encode_header, payment_required, requirements_v1
 
 Json = dict[str, object]
 
@@ -30,10 +29,6 @@ _PAGE = """<!doctype html>
 """
 
 
-def _encoded(value: Json) -> str:
-    return base64.b64encode(json.dumps(value, separators=(",", ":")).encode()).decode()
-
-
 # --- version 2 ---------------------------------------------------------------------------------------------------
 
 
@@ -42,7 +37,7 @@ def _required_v2(shop: Shop, call: X402Request, error: str) -> Response:
     body = payment_required(shop.terms, shop.x402, call.url, error)
     if shop.x402.in_body:
         return JSONResponse(body, 402)
-    return JSONResponse({}, 402, {"PAYMENT-REQUIRED": _encoded(body)})
+    return JSONResponse({}, 402, {"PAYMENT-REQUIRED": encode_header(body)})
 
 
 def _unsettled_v2(_shop: Shop, _call: X402Request, settlement: Settlement) -> Response:
@@ -50,7 +45,7 @@ def _unsettled_v2(_shop: Shop, _call: X402Request, settlement: Settlement) -> Re
 
 
 def _receipt_v2(settlement: Settlement) -> dict[str, str]:
-    return {"PAYMENT-RESPONSE": _encoded(settlement.as_json())}
+    return {"PAYMENT-RESPONSE": encode_header(settlement.as_json())}
 
 
 # --- version 1 ---------------------------------------------------------------------------------------------------
@@ -79,7 +74,7 @@ def _unsettled_v1(shop: Shop, call: X402Request, settlement: Settlement) -> Resp
 def _receipt_v1(settlement: Settlement) -> dict[str, str]:
     """As in the examples, `success` is a string."""
     body: Json = {"success": "true", "network": DEVNET.wire, "transaction": settlement.tx_id}
-    return {"X-PAYMENT-RESPONSE": _encoded(body)}
+    return {"X-PAYMENT-RESPONSE": encode_header(body)}
 
 
 Required = Callable[[Shop, X402Request, str], Response]

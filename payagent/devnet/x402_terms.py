@@ -173,6 +173,11 @@ def payment_required(terms: Terms, x402: X402, url: str, error: str) -> Json:
 # --- payments ----------------------------------------------------------------------------------------------------
 
 
+def encode_header(value: object) -> str:
+    """JSON in base64, as x402's headers have it."""
+    return base64.b64encode(json.dumps(value, separators=(",", ":")).encode()).decode()
+
+
 def read_proof(proof: str) -> Json:
     """The JSON object of a payment header. Raises `Unpayable`."""
     try:

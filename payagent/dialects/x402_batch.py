@@ -42,14 +42,16 @@ _EXTRA_KEYS = _CORRECTIVE_KEYS | {
     *("scriptHash", "receiverAuthorizer", "withdrawDelay", "referenceScript", "minDeposit"),
     *("confirmationPolicy", "paymentFlow", "areFeesSponsored", "feeSponsor"),
 }
-_UTXO = re.compile(r"[0-9a-f]{64}#(?:0|[1-9][0-9]{0,4})", re.ASCII)
+_UTXO = r"[0-9a-f]{64}#(?:0|[1-9][0-9]{0,4})"
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelOffer:
     """One entry of `accepts`: the terms on which a merchant sells calls by channel.
 
-    `asset` is as in an invoice, and amounts are in its smallest units. A reference is "txid#index".
+    `asset` is as in an invoice, and amounts are in its smallest units. `price`: the most that one call costs.
+    `provider`: the hash of the key that may claim, the wire's receiverAuthorizer. `echo`: JSON that goes back with
+    each voucher, see `voucher_headers`. A reference is "txid#index".
     """
 
     asset: str
@@ -67,7 +69,12 @@ class ChannelOffer:
 
 @dataclass(frozen=True, slots=True)
 class Voucher:
-    """A signed promise: the channel's merchant may take up to `amount` in all."""
+    """A signed promise: the channel's merchant may take up to `amount` in all.
+
+    `amount`: cumulative, what was charged so far (the count) plus the price. `signature`: by `iou_key` over
+    `wallet.channel_tx.iou_message`. `channel_id`: the channel's tag. `channel_ref`: its UTxO as last seen.
+    `payer`: the hash of this wallet's payment key.
+    """
 
     channel_id: bytes  # 32 bytes, the channel's tag
     channel_ref: str  # the channel's output, as last seen: "txid#index"
@@ -206,16 +213,17 @@ def _parse_deposit_min(extra: Terms, price: int) -> int:
 
 
 def _parse_hex(fields: Terms, key: str, size: int) -> bytes:
-    value = require(fields, key)
-    if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value):
-        raise Refused("invoice_invalid/body", f"{key} is {show(value, 140)}, not {size} bytes in lower-case hex")
-    return bytes.fromhex(value)
+    return bytes.fromhex(_parse_text(fields, key, f"[0-9a-f]{{{2 * size}}}", f"{size} bytes in lower-case hex"))
 
 
 def _parse_utxo(fields: Terms, key: str) -> str:
+    return _parse_text(fields, key, _UTXO, "txid#index")
+
+
+def _parse_text(fields: Terms, key: str, pattern: str, form: str) -> str:
     value = require(fields, key)
-    if not isinstance(value, str) or not _UTXO.fullmatch(value):
-        raise Refused("invoice_invalid/body", f"{key} is {show(value, 140)}, not txid#index")
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise Refused("invoice_invalid/body", f"{key} is {show(value, 140)}, not {form}")
     return value
 
 

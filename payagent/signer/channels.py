@@ -3,8 +3,9 @@
 A key of a channel signs nothing for any other one: asset and provider are in its derivation. Nothing that the
 daemon says is believed, except how much a channel's provider has taken, which only Mutual uses, within the caps.
 
-The signer cannot know what a channel held before a step. So an opening or an addition counts the channel's whole
-value in `channels.locked_per_day`, and no step leaves more in a channel than its provider's `locked_max`.
+The signer cannot know what a channel held before a step, or whether the input is our channel: anyone can copy its
+constants. So an opening or an addition counts the channel's whole value in `channels.locked_per_day`, and no step
+leaves more in a channel than its provider's `locked_max`. A close or a mutual end moves no other money of ours.
 
 Start with `Channels.answer`. Never: signs bytes of a caller's choice; signs for a token; reads its own clock.
 """
@@ -20,11 +21,19 @@ from nacl.exceptions import BadSignatureError
 
 from payagent.core.hard_caps import FEE_CAP_LOVELACE, TTL_AHEAD_MAX_S
 from payagent.core.money import LOVELACE, format_amount
+from payagent.core.network import SLOT_CLOCKS
 from payagent.core.problems import Refused
 from payagent.signer.policy import Policy
 from payagent.signer.spend_window import SpendWindow
 from payagent.wallet import cbor_write as cbor
-from payagent.wallet.channel_tx import ChannelOutput, ChannelStep, channel_tag, decode_step, iou_message
+from payagent.wallet.channel_tx import (
+    ChannelOutput,
+    ChannelStep,
+    channel_tag,
+    decode_step,
+    iou_message,
+    script_data_hash,
+)
 from payagent.wallet.keys import SoftwareSigner
 
 COLLATERAL_MAX_LOVELACE = 1_000_000
@@ -63,8 +72,11 @@ class Channels:
     def answer(self, request: bytes) -> bytes:
         """Return a channel's public key, the signature of a voucher, or that of a step's body.
 
-        The request is JSON, {"key" | "voucher" | "step": {…}}. Each kind names a channel. `before` and `iou` are
-        the amount and signature of the last voucher, if there is one. Refused: `signer_refused`, `limit_exceeded`.
+        The request is JSON, {"key" | "voucher" | "step": {…}}. Each kind names a channel: `tag`, `asset`,
+        `provider`. A voucher has its `amount`. A step has its unsigned `transaction` in hex, and `subbed`, which
+        the provider has taken (0 if absent). A close or a mutual end needs `views`, in hex: what its script data
+        hash covers beside the redeemer. Vouchers and steps have `before` and `iou`, the amount of the last voucher
+        and its signature in hex, if there is one. Refused: `signer_refused`, `limit_exceeded`.
         """
         ((kind, fields),) = json.loads(request).items()
         channel = ChannelName(*(str(fields[name]) for name in ("tag", "asset", "provider")))
@@ -78,6 +90,8 @@ class Channels:
             message = iou_message(bytes.fromhex(channel.tag), self._promise(channel, promised, fields["amount"]))
             return bindings.crypto_sign(message, secret)[: bindings.crypto_sign_BYTES]
         step = decode_step(bytes.fromhex(fields["transaction"]))
+        if step.step in ("close", "mutual"):
+            self._require_apart(step, bytes.fromhex(fields.get("views", "")))
         self._admit(step, channel, key, promised - max(fields.get("subbed", 0), 0))
         return self._signer.sign_hash(step.tx_id)
 
@@ -115,7 +129,8 @@ class Channels:
         hour = int(now_s // _HOUR_S)
         in_hour = self._of_hour.get(channel, (hour, 0))
         more = max(amount - promised, 0) + (in_hour[1] if in_hour[0] == hour else 0)
-        inputs, leaving = frozenset({(f"{channel.provider} {channel.tag}", hour)}), {LOVELACE: more}
+        # Other accounts may have a channel of the same tag: a lying daemon can copy one's constants.
+        inputs, leaving = frozenset({(f"{self._policy.own.hex()} {channel}", hour)}), {LOVELACE: more}
         self._windows.promised.require(inputs, leaving, now_s)
         self._policy.count(inputs, leaving, is_own=False)
         self._windows.promised.note(inputs, leaving, now_s)
@@ -142,12 +157,26 @@ class Channels:
             for address, _, tokens in others
         )
         _require(not others or (is_payout and paid <= owed), "it pays others than this wallet")
-        inputs = frozenset((tx_id.hex(), index) for tx_id, index in step.inputs)
+        # A script that fails takes the collateral and spends nothing else. Each outcome spends the collateral.
+        inputs = frozenset((tx_id.hex(), index) for tx_id, index in step.collateral or step.inputs)
+        leaving = {LOVELACE: max(step.fee + paid, step.most_collateral)}
         now_s = self._policy.clocks.now_s()
         locked = {LOVELACE: step.output.lovelace if step.output and step.step in ("open", "add") else 0}
         self._windows.locked.require(inputs, locked, now_s)
-        self._policy.count(inputs, {LOVELACE: step.fee + paid}, is_own=not paid)
+        self._policy.count(inputs, leaving, is_own=not paid)
         self._windows.locked.note(inputs, locked, now_s)
+
+    def _require_apart(self, step: ChannelStep, views: bytes) -> None:
+        """Refuse a step that moves money of the wallet other than the channel's, which nothing counts.
+
+        Its only other input is the collateral, whose value the ledger checks, but only for a script that runs. So
+        the redeemer must be the one that was read: the body's hash of it and of `views` shows that.
+        """
+        bound = script_data_hash(step.step, int(step.inputs[0] in step.collateral), step.units, views)
+        _require(len(step.inputs) == 2 and bound == step.script_data_hash, "its script data hash is another's")
+        _, back, _ = step.collateral_return or (b"", 0, {})
+        kept = sum(lovelace for address, lovelace, _ in step.others if address == self._policy.own)
+        _require(kept + step.fee >= back + step.most_collateral, "it moves other money than its channel's")
 
     def _require_own(self, step: ChannelStep, output: ChannelOutput, channel: ChannelName, key: bytes) -> None:
         """Refuse a channel that is not ours, that a script holds which is not trusted, or that holds too much."""
@@ -158,6 +187,12 @@ class Channels:
         _require(is_same and terms.iou_key == key, "its channel has other constants than the request")
         _require(
             terms.close_period_ms <= delay_max_ms, f"it returns its money only {terms.close_period_ms} ms later"
+        )
+        slots = SLOT_CLOCKS.get(self._rules["network"].removeprefix("cardano:"))  # None on a devnet
+        elapse_at_ms = output.stage.elapse_at_ms or 0
+        _require(
+            slots is None or elapse_at_ms <= slots.time_ms(step.ttl_slot) + terms.close_period_ms,
+            f"it returns its money only at {elapse_at_ms} ms",
         )
         is_new = any(channel_tag(*one).hex() == channel.tag for one in step.inputs)
         _require(is_new or step.step != "open", "its tag is of no input")

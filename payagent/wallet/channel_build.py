@@ -31,8 +31,8 @@ from payagent.wallet.channel_tx import (
     TxRef,
     channel_datum,
     decode_step,
-    redeemers,
     script_address,
+    script_data_hash,
 )
 from payagent.wallet.transaction import MAINNET_PARAMETERS
 from payagent.wallet.tx_plan import TxParameters
@@ -88,10 +88,14 @@ _NO_SCRIPT = ScriptParameters(())
 class StepOrder:
     """One transaction to build.
 
-    `own`: raw address of all `utxos`, of change and of the collateral's return. The first of `utxos` is the nonce
-    UTxO, in ADA only, and the collateral; at most two others.
-    `channel`: the channel to spend, None for open. `output`: what it becomes, see `opened`, `added`, `closed`.
-    `payouts`: other outputs, before change. `reference`: the UTxO that holds `script`, or None to attach it.
+    `step`: one of the six in `channel_tx`. `own`: raw address of all `utxos`, of change and of the collateral's
+    return. The first of `utxos` is the nonce UTxO, in ADA only, and the collateral; at most two others. An
+    opening's tag is the `channel_tag` of its nonce UTxO.
+    `channel`: the channel to spend, None for open. `output`: what it becomes, see `opened`, `added`, `closed`;
+    None for end, elapse and mutual, whose money goes to `own`. `payouts`: other outputs, before change.
+    `start_slot`: in elapse the first slot at or after the channel's `elapse_at_ms`, else None.
+    Every step but open needs `script` and `scripts`. `script`: the bytes that Blockfrost's /scripts/{hash}/cbor
+    returns. `reference`: the UTxO that holds it, such as the offer's `reference_script`, or None to attach it.
     """
 
     step: str
@@ -118,6 +122,11 @@ class StepOrder:
 
 def build_step(order: StepOrder) -> tuple[bytes, ChannelStep]:
     """Build an unsigned transaction in a child process, which takes about 3 s: call it in a thread.
+
+    Returns [body, witnesses, true, null] in CBOR, and what it does. To sign it, sign the result's `tx_id` and put
+    the key's witness into the witnesses, as field 0 before those that are there.
+    Example, an opening: build_step(StepOrder("open", address.raw, (nonce_utxo,), ttl_slot,
+    output=opened(terms, 5_000_000, 4_310)))
 
     Refused: `not_enough_funds`, `fee_too_high`; `internal_error` if the child fails or builds something else;
     `signer_refused` if that is none of the six shapes.
@@ -184,7 +193,12 @@ def _check(order: StepOrder, step: ChannelStep) -> None:
             collateral_return=(order.own, nonce.lovelace - step.most_collateral, {}),
             reference_inputs=(order.reference,) if order.reference else (),
             script=None if order.reference else order.script,
-            script_data_hash=_script_data_hash(order, inputs.index(channel_input)),
+            script_data_hash=script_data_hash(
+                order.step,
+                inputs.index(channel_input),
+                _UNITS[order.step],
+                language_views(order.scripts.cost_model),
+            ),
         )
     wrong = [one.name for one in fields(step) if getattr(step, one.name) != getattr(asked, one.name)]
     left = ({LOVELACE: lovelace, **tokens} for _, lovelace, tokens in step.others)
@@ -197,13 +211,10 @@ def _check(order: StepOrder, step: ChannelStep) -> None:
         )
 
 
-def _script_data_hash(order: StepOrder, index: int) -> bytes:
-    """Return the hash of the redeemer and PlutusV3's cost model, as Conway's ledger computes it."""
-    costs = order.scripts.cost_model
+def language_views(costs: tuple[int, ...]) -> bytes:
+    """Return PlutusV3's cost model in the form that a script data hash covers."""
     model = b"".join(cbor.uint(cost) if cost >= 0 else cbor.head(1, -1 - cost) for cost in costs)
-    views = b"\xa1\x02" + cbor.head(4, len(costs)) + model
-    data = redeemers(order.step, index, _UNITS[order.step]) + views
-    return hashlib.blake2b(data, digest_size=32).digest()
+    return b"\xa1\x02" + cbor.head(4, len(costs)) + model
 
 
 def _request(order: StepOrder) -> dict[str, object]:

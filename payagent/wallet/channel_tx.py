@@ -1,7 +1,12 @@
 """Channels on the chain: the bytes of datums, redeemers and IOUs, and a strict decoder of their transactions.
 
 Start with `decode_step`. A channel is one UTxO at the script's address. Its inline datum has constants
-(`ChannelTerms`) and a stage (`ChannelStage`). Six transactions of ours, the steps, make, change or spend it.
+(`ChannelTerms`) and a stage (`ChannelStage`). Six transactions of ours, the steps, make, change or spend it:
+
+- `open` locks money in a new channel; `add` adds money to an open one;
+- `close` ends the vouchers. From then on the provider has the close period to claim ("settle");
+- `end` takes back what that claim left; `elapse` takes back the money if no such claim came in time;
+- `mutual` divides the money at any time. The provider signs it too.
 
 Source: the x402 draft `batch-settlement` for Cardano, v0.7, with the Subbit validator. Test networks only.
 
@@ -74,7 +79,8 @@ _WIDE = 2**63  # the widest integers that a Closed datum and a value are planned
 class ChannelTerms:
     """The constants of a channel's datum. `script_hash` is its ownHash, `asset` as `parse_asset` gives it.
 
-    `consumer` and `provider` are key hashes. `iou_key` is the public key that signs IOUs.
+    `tag`: see `channel_tag`. `consumer` (this wallet) and `provider` (the merchant's claiming key) are key hashes.
+    `iou_key` is the public key that signs IOUs. `close_period_ms`: the offer's withdraw delay in milliseconds.
     """
 
     script_hash: bytes
@@ -151,7 +157,7 @@ class ChannelStep:
 
 
 def channel_tag(tx_id: bytes, index: int) -> bytes:
-    """Return the tag, also the channel's id: the hash of an input of the opening."""
+    """Return the tag, also the channel's id: the hash of an input of the opening, which is its nonce UTxO."""
     return hashlib.blake2b(b"\x82" + cbor.byte_string(tx_id) + cbor.uint(index), digest_size=32).digest()
 
 
@@ -192,6 +198,11 @@ def redeemers(step: str, index: int, units: tuple[int, int]) -> bytes:
     return b"\xa1\x82\x00" + cbor.uint(index) + b"\x82" + REDEEMERS[step] + b"\x82" + memory + cpu
 
 
+def script_data_hash(step: str, index: int, units: tuple[int, int], views: bytes) -> bytes:
+    """Return the hash of the redeemer and of `views`, PlutusV3's cost model, as Conway's ledger computes it."""
+    return hashlib.blake2b(redeemers(step, index, units) + views, digest_size=32).digest()
+
+
 def script_address(script_hash: bytes) -> bytes:
     """Return the raw address of a script's channels. It has no stake part."""
     return _SCRIPT_ADDRESS + script_hash
@@ -214,7 +225,11 @@ def capacity(output: ChannelOutput, coins_per_utxo_byte: int) -> int:
 
 
 def opened(terms: ChannelTerms, units: int, coins_per_utxo_byte: int) -> ChannelOutput:
-    """Return a new channel with `units` of its asset. With a token it holds exactly the reserve in lovelace."""
+    """Return a new channel with `units` of its asset. With a token it holds exactly the reserve in lovelace.
+
+    In lovelace, `units` include the reserve, so 5 ADA pay for calls of 3.27 ADA: see `capacity`. Less than the
+    reserve pays for none, and is not refused here.
+    """
     lovelace = 0 if terms.asset == LOVELACE else reserve(terms, coins_per_utxo_byte)
     return added(ChannelOutput(terms, ChannelStage("opened", 0, None), lovelace, 0), units)
 
@@ -227,7 +242,7 @@ def added(channel: ChannelOutput, units: int) -> ChannelOutput:
 
 
 def closed(channel: ChannelOutput, ttl_ms: int) -> ChannelOutput:
-    """Return the channel as closed by a transaction whose TTL is at `ttl_ms`, POSIX time."""
+    """Return the channel as closed by a transaction whose TTL is at `ttl_ms`, the POSIX time of its `ttl_slot`."""
     elapse_at_ms = ttl_ms + channel.terms.close_period_ms
     return replace(channel, stage=ChannelStage("closed", channel.stage.subbed, elapse_at_ms))
 

@@ -149,6 +149,21 @@ def test_a_config_that_is_invalid_or_needs_a_restart_changes_nothing(daemon: Dae
     assert daemon.process.poll() is None
 
 
+def test_a_reload_changes_no_channel_because_the_signer_would_not_know(daemon: Daemon) -> None:
+    channel = f'\n[channels]\nenabled = true\n[merchants.t.channel]\nprovider_keys = ["{"ab" * 28}"]\n'
+    text = daemon.shop.config.read_text() + channel
+    restart_with(daemon, text)
+    said = read_again(daemon, text + 'locked_max = "6 ADA"\n', "config.refused")
+    assert "merchants.NAME.channel" in str(said["why"])
+    restart_with(daemon, daemon.plain)
+
+
+def restart_with(daemon: Daemon, text: str) -> None:
+    daemon.kill()
+    daemon.shop.config.write_text(text)
+    daemon.start()
+
+
 def test_a_merchant_added_at_run_time_survives_a_kill_and_is_paid(daemon: Daemon) -> None:
     shop = daemon.shop
     shop.settings(price="2000000", splits=[])

@@ -239,22 +239,38 @@ LEDGER: list[tuple[str, dict[str, object]]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "body"), LEDGER)
-def test_ledger_refuses_a_script_transaction_by_its_rule(bench: Bench, rule: str, body: dict[str, Any]) -> None:
+def broken_rules(bench: Bench, **body: Any) -> list[str]:
+    """All rules that an addition breaks with these fields."""
+    seen: list[str] = []
+    submit = bench.chain.submit
+
+    def watch(raw: bytes) -> str:
+        try:
+            return submit(raw)
+        except LedgerError as refused:
+            seen.extend(name for name, _ in refused.failures)
+            raise
+
     with pytest.MonkeyPatch.context() as patch:
-        seen: list[str] = []
-        submit = bench.chain.submit
-
-        def watch(raw: bytes) -> str:
-            try:
-                return submit(raw)
-            except LedgerError as refused:
-                seen.extend(name for name, _ in refused.failures)
-                raise
-
         patch.setattr(bench.chain, "submit", watch)
         bench.step(bench.datum, bench.datum, -1_000_000, ADD, **body)
-    assert rule in seen
+    return seen
+
+
+@pytest.mark.parametrize(("rule", "body"), LEDGER)
+def test_ledger_refuses_a_script_transaction_by_its_rule(bench: Bench, rule: str, body: dict[str, Any]) -> None:
+    assert rule in broken_rules(bench, **body)
+
+
+def test_collateral_is_ada_unless_its_tokens_return(bench: Bench) -> None:
+    policy, name = bytes(28), b"USD"
+    coin = bench.chain.faucet(ALICE.address.raw, 6_000_000, {(policy + name).hex(): 7})
+    bench.chain.make_block()
+    collateral = [[bytes.fromhex(coin), 0]]
+    assert broken_rules(bench, _13=collateral) == ["CollateralContainsNonADA"]
+    for units, rules in ((6, ["CollateralContainsNonADA"]), (8, ["CollateralContainsNonADA"]), (7, [])):
+        returned = {0: ALICE.address.raw, 1: [2_000_000, {policy: {name: units}}]}
+        assert broken_rules(bench, _13=collateral, _16=returned) == rules
 
 
 def test_script_may_be_attached_but_not_beside_a_reference(bench: Bench) -> None:
@@ -420,8 +436,16 @@ def test_honest_merchant_counts_and_answers_the_latest_voucher_again(caller: Cal
     assert caller.charged(2 * PRICE)["channelState"]["chargedCumulativeAmount"] == str(2 * PRICE)
     told = correction(caller.pay(5 * PRICE))
     assert told["voucherState"]["signedMaxClaimable"] == str(2 * PRICE)
+    assert told["channelState"]["balance"] == str(10_000_000 - 1_732_620)
     assert error(caller.pay(3 * PRICE, signature="00" * 64)) == "voucher_signature"
     assert error(caller.pay(3 * PRICE, channelId="00" * 32)) == "channel_not_found"
+
+
+@pytest.mark.parametrize("mood", [None, "count_above", "foreign_iou"])
+def test_a_voucher_of_an_amount_that_no_iou_has_is_refused(caller: Caller, mood: str | None) -> None:
+    caller.mood(mood)
+    for amount in ("-1", str(2**64), str(2**64 - 1)):
+        assert error(caller.pay(PRICE, maxClaimableAmount=amount)) == "payload"
 
 
 def test_script_is_served_and_referenced(caller: Caller) -> None:

@@ -5,29 +5,33 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from kit.channels import CONSUMER, OPEN, TERMS, TTL, TTL_MS, order_of
 from kit.channels import OWN as BUILT_FOR
+from kit.plutus_v3 import COST_MODEL_V3
 from kit.signer_bodies import ADA, CAPS, DAY_CAPS, NOW_SLOT
 from kit.wallet import OWN, SIGNER, payee, signer_of
 from nacl.bindings import crypto_sign_open
 
-from payagent.core.network import NETWORKS
+from payagent.core.network import NETWORKS, SLOT_CLOCKS
 from payagent.core.problems import Refused
 from payagent.signer import channels
 from payagent.signer.channels import Channels, Windows
 from payagent.signer.policy import Clocks, Policy
-from payagent.wallet.channel_build import build_step
+from payagent.wallet.channel_build import build_step, language_views
 from payagent.wallet.channel_tx import (
     ChannelOutput,
     ChannelStage,
     ChannelStep,
     ChannelTerms,
+    TxRef,
     channel_tag,
     closed,
     decode_step,
     iou_message,
+    script_data_hash,
 )
 from payagent.wallet.keys import SoftwareSigner, derive, seed_from_words
 
@@ -54,8 +58,8 @@ class Asked:
     rules: dict[str, object] = field(default_factory=lambda: dict(RULES))
 
     def __post_init__(self) -> None:
-        policy = Policy(OWN.raw, CAPS, self.day_caps, Clocks(lambda: self.now_s, lambda: NOW_SLOT))
-        self.channels = Channels(self.rules, self.signer, policy, Windows(self.rules))
+        self.policy = Policy(OWN.raw, CAPS, self.day_caps, Clocks(lambda: self.now_s, lambda: NOW_SLOT))
+        self.channels = Channels(self.rules, self.signer, self.policy, Windows(self.rules))
 
     def __call__(self, kind: str, **fields: object) -> bytes:
         return self.channels.answer(json.dumps({kind: {**PLACE, **fields}}).encode())
@@ -146,6 +150,15 @@ class TestLimits:
         with pytest.raises(Refused, match=r"channels\.signed_per_day"):
             later.voucher(19 * ADA + 1)
 
+    def test_vouchers_of_all_accounts_count_if_their_channels_have_one_tag(self, ask: Asked) -> None:
+        windows = Windows(RULES)
+        ask.channels = Channels(RULES, SIGNER, ask.policy, windows)
+        other = Asked(signer_of(1))
+        other.channels = Channels(RULES, signer_of(1), ask.policy.of_account(payee(7).raw), windows)
+        ask.voucher(6 * ADA)
+        with pytest.raises(Refused, match=r"signed_per_day"):
+            other.voucher(6 * ADA)
+
     @pytest.mark.parametrize("lie", ["forged", "more", "none"])
     def test_after_a_restart_a_lie_about_the_voucher_before_counts_all_of_the_next(
         self, ask: Asked, lie: str
@@ -192,6 +205,27 @@ def opening(ask: Asked) -> ChannelStep:
     )
 
 
+CHANNEL_REF, VIEWS = (bytes.fromhex("cd" * 32), 0), language_views(COST_MODEL_V3)
+
+
+def spending(ask: Asked, step: str, nonce: TxRef = NONCE, **changes: Any) -> ChannelStep:
+    """A step that spends the channel and a coin of 90 ADA, which is the collateral too."""
+    made = replace(
+        opening(ask),
+        step=step,
+        inputs=tuple(sorted((nonce, CHANNEL_REF))),
+        collateral=(nonce,),
+        channel_input=CHANNEL_REF,
+        others=((OWN.raw, 90 * ADA - 174_000, {}),),
+        most_collateral=630_000,
+        collateral_return=(OWN.raw, 90 * ADA - 630_000, {}),
+        units=(300_000, 100_000_000),
+    )
+    made = output(stage=ChannelStage("closed", 0, 1))(made) if step == "close" else replace(made, output=None)
+    bound = script_data_hash(step, made.inputs.index(CHANNEL_REF), made.units, VIEWS)
+    return replace(made, script_data_hash=bound, **changes)
+
+
 Change = Callable[[ChannelStep], ChannelStep]
 
 
@@ -226,7 +260,7 @@ class TestSteps:
 
     def sign(self, ask: Asked, step: ChannelStep, **fields: object) -> bytes:
         self.step = step
-        return ask("step", transaction="", **fields)
+        return ask("step", transaction="", **{"views": VIEWS.hex(), **fields})
 
     def test_an_opening_is_signed(self, ask: Asked) -> None:
         step = opening(ask)
@@ -271,12 +305,44 @@ class TestSteps:
 
     def test_no_limit_of_a_day_refuses_a_close(self, ask: Asked) -> None:
         self.sign(ask, output(lovelace=20 * ADA)(opening(ask)))
-        closed = output(lovelace=20 * ADA, stage=ChannelStage("closed", 0, 1))(opening(ask))
-        self.sign(ask, replace(closed, step="close", inputs=((bytes(32), 0),)))
+        self.sign(ask, output(lovelace=20 * ADA)(spending(ask, "close")))
+
+    @pytest.mark.parametrize("nonce", [b"\x01" * 32, b"\xee" * 32])
+    def test_a_close_may_not_keep_the_money_longer_than_the_delay(self, ask: Asked, nonce: bytes) -> None:
+        close = spending(ask, "close", (nonce, 0))  # sorted before the channel, or behind it
+        ends_ms = SLOT_CLOCKS["preprod"].time_ms(close.ttl_slot) + 900_000
+        self.sign(ask, output(stage=ChannelStage("closed", 0, ends_ms))(close))
+        with pytest.raises(Refused, match="returns its money only at"):
+            self.sign(ask, output(stage=ChannelStage("closed", 0, ends_ms + 1))(close))
+
+    @pytest.mark.parametrize("step", ["close", "mutual"])
+    def test_a_step_out_of_a_channel_takes_no_money_of_the_wallet_along(self, ask: Asked, step: str) -> None:
+        """Its channel may be a stranger's coin, so the daemon could fill a channel beside all limits."""
+        ask.voucher(9 * ADA)
+        payout = ((b"\x60" + PROVIDER, 5 * ADA, {}),) if step == "mutual" else ()
+        fair = spending(ask, step)
+        fair = replace(fair, others=(*payout, *fair.others))
+        self.sign(ask, fair)
+        for wrong in (
+            replace(fair, others=(*payout, (OWN.raw, 90 * ADA - 174_001, {}))),
+            replace(fair, inputs=(*fair.inputs, (b"\xff" * 32, 0))),  # another coin of any value
+            replace(fair, script_data_hash=bytes(32)),  # then other redeemers run, and none checks the collateral
+        ):
+            with pytest.raises(Refused, match="signer_refused"):
+                self.sign(ask, wrong)
+
+    def test_collateral_that_a_failed_script_takes_counts_for_each_coin(self) -> None:
+        ask = Asked(day_caps={"lovelace": 1_500_000})
+        for coin in range(3):
+            end = spending(ask, "end", (bytes([coin] * 32), 0), most_collateral=700_000)
+            if coin < 2:
+                self.sign(ask, end)
+        with pytest.raises(Refused, match=r"limits\.signed_per_day"):
+            self.sign(ask, end)
 
     def test_a_mutual_end_pays_the_provider_what_was_promised_and_not_taken(self, ask: Asked) -> None:
         iou = ask.voucher(9 * ADA)
-        ended = replace(opening(ask), step="mutual", output=None)
+        ended = spending(ask, "mutual")
         to_provider = (b"\x60" + PROVIDER, 7 * ADA, {})
         ended = replace(ended, others=(to_provider, *ended.others))
         proof = {"before": 9 * ADA, "iou": iou, "subbed": 2 * ADA}
@@ -285,14 +351,14 @@ class TestSteps:
             with pytest.raises(Refused, match="others than this wallet"):
                 self.sign(Asked(), ended, **(proof | lie))
         with pytest.raises(Refused, match="others than this wallet"):
-            self.sign(Asked(), replace(ended, others=((payee(9).raw, ADA, {}),)), **proof)
+            self.sign(Asked(), replace(ended, others=((payee(9).raw, ADA, {}), ended.others[1])), **proof)
 
     def test_what_mutual_ends_pay_counts_as_signed(self) -> None:
         ask = Asked(day_caps={"lovelace": 15 * ADA})
         ask.voucher(9 * ADA)
-        others = ((b"\x60" + PROVIDER, 9 * ADA, {}),)
+        others = ((b"\x60" + PROVIDER, 9 * ADA, {}), (OWN.raw, 90 * ADA, {}))
         with pytest.raises(Refused, match=r"limits\.signed_per_day"):
-            self.sign(ask, replace(opening(ask), step="mutual", output=None, others=others))
+            self.sign(ask, spending(ask, "mutual", others=others))
 
 
 @pytest.mark.parametrize("step", ["open", "close"])
@@ -301,6 +367,7 @@ def test_with_any_changed_byte_a_step_is_refused_or_all_its_money_stays_ours(ste
     signer = SoftwareSigner(CONSUMER.scalar + CONSUMER.prefix)
     rules = {
         **RULES,
+        "network": "cardano:devnet",
         "scripts": [TERMS.script_hash.hex()],
         "providers": {TERMS.provider.hex(): (20 * ADA, 900_000)},
     }
@@ -317,11 +384,15 @@ def test_with_any_changed_byte_a_step_is_refused_or_all_its_money_stays_ours(ste
     if order.channel is not None:
         order = replace(order, channel=(order.channel[0], ours))
     raw, read = build_step(order)
-    assert crypto_sign_open(ask("step", transaction=raw.hex()) + read.tx_id, CONSUMER.public) == read.tx_id
+    views = language_views(COST_MODEL_V3).hex()
+    assert (
+        crypto_sign_open(ask("step", transaction=raw.hex(), views=views) + read.tx_id, CONSUMER.public)
+        == read.tx_id
+    )
     for at in range(len(raw)):
         other = raw[:at] + bytes((raw[at] ^ 1,)) + raw[at + 1 :]
         with suppress(Refused):
-            ask("step", transaction=other.hex())
+            ask("step", transaction=other.hex(), views=views)
             signed = decode_step(other)
             assert signed.output is None or replace(signed.output.terms, close_period_ms=900_000) == ours.terms, at
             assert signed.output is None or signed.output.terms.close_period_ms <= 900_000, at

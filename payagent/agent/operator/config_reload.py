@@ -91,6 +91,8 @@ def needing_a_start(before: Settings, after: Settings) -> list[str]:
         fixed.append("limits.assets.decimals")
     if _private(before) != _private(after):
         fixed.append("merchants.NAME.allow_private_network")
+    if before.channel_rules != after.channel_rules:
+        fixed.append("merchants.NAME.channel")
     return fixed
 
 
