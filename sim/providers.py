@@ -22,6 +22,7 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
+    PlutusScript,
     ProtocolParameters,
     Read,
     SubmitAnswer,
@@ -179,6 +180,12 @@ class SimProvider:
         if isinstance(answer, Found):
             self._net.shown(self.name, answer.value.tx_id, answer.value.block_hash)
         return answer
+
+    async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        return Unknown("this kind of provider shows no scripts")
+
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
+        return Unknown("this kind of provider shows no scripts")
 
     async def block(self, block_hash: str, slot: int) -> Read[BlockSeen]:
         def read(top: int) -> Read[BlockSeen]:

@@ -8,7 +8,7 @@ Never: HTTP, SQL, a clock of its own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from payagent.agent.base.config import AgentConfig
 from payagent.agent.base.log import log
@@ -34,6 +34,9 @@ from payagent.core.problems import Refused
 from payagent.store.db.readers import Readers
 from payagent.store.db.unit import Unit
 
+if TYPE_CHECKING:
+    from payagent.agent.channels.parts import ChannelParts
+
 
 class Agent:
     """The agent and its parts. Call all of them from one event loop."""
@@ -58,7 +61,12 @@ class Agent:
         self.decisions = Decisions(context, self.signing, self.submitter)
         self.deliveries = Deliveries(context, self.lifecycle)
         self.prepaid_calls = PrepaidCalls(context, self.intake)
-        self.channels: Any = None  # STAND-IN: the real one comes with the parts of channels
+        self.channels: ChannelParts | None = None
+        """None where channels are off: then no module of theirs is imported."""
+        if config.channels is not None:
+            from payagent.agent.channels import parts
+
+            self.channels = parts.ChannelParts(context, self.signing, self.lifecycle, signer)
 
     async def pay(
         self, payment_request: PaymentRequest, then: AfterAdmission | None = None

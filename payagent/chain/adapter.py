@@ -14,7 +14,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from payagent.chain.json_answers import expect, understood
-from payagent.chain.provider import ChainUtxo, Found, NotFound, Read, T, Turn, Unknown, Why, at_once
+from payagent.chain.provider import ChainUtxo, Found, NotFound, PlutusScript, Read, T, Turn, Unknown, Why, at_once
 from payagent.chain.provider_client import ProviderClient
 from payagent.chain.submit_answers import RawAnswer
 from payagent.core.money import MAX_LOVELACE
@@ -25,6 +25,7 @@ A = TypeVar("A", bound="Adapter")
 P = ParamSpec("P")
 
 _PARSED_AT_ONCE_BYTES = 64 * 1024
+_NO_SCRIPTS = Unknown("this kind of provider shows no scripts")
 
 
 has_asked = ContextVar("has_asked", default=False)
@@ -67,6 +68,12 @@ class Adapter(ABC):
     @abstractmethod
     async def _server_ms(self) -> int:
         """Ask for the time of the server's clock, in Unix milliseconds."""
+
+    async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        return _NO_SCRIPTS
+
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
+        return _NO_SCRIPTS
 
     def pace(self, turn: Turn) -> None:
         self._turn = turn

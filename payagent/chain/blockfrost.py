@@ -33,9 +33,11 @@ from payagent.chain.blockfrost_parse import (
     is_own_404,
     parse_address_txs,
     parse_block,
+    parse_cost_model,
     parse_genesis,
     parse_movements,
     parse_parameters,
+    parse_script,
     parse_spender,
     parse_tip,
     parse_tx,
@@ -43,7 +45,7 @@ from payagent.chain.blockfrost_parse import (
     parse_validity,
     refs,
 )
-from payagent.chain.json_answers import HASH
+from payagent.chain.json_answers import HASH, SCRIPT_HASH
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -52,6 +54,7 @@ from payagent.chain.provider import (
     Genesis,
     Movement,
     NotFound,
+    PlutusScript,
     ProtocolParameters,
     ProviderKind,
     Read,
@@ -158,6 +161,21 @@ class Blockfrost(Adapter):
             return Found(())
         is_whole = len(rows := value_of(first)) < PAGE_ROWS
         return whole(rows if is_whole else await self._stable_pages(address), "utxos")
+
+    async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        return await self.utxos(address)
+
+    @bounded
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
+        require_form(SCRIPT_HASH, script_hash)
+        script = await self._read(
+            "script",
+            lambda body: parse_script(body, script_hash),
+            f"/scripts/{script_hash}/cbor",
+            max_bytes=ANSWER_MAX_BYTES,
+        )
+        costs = await self._read("parameters", parse_cost_model, "/epochs/latest/parameters")
+        return Found(PlutusScript(value_of(script), value_of(costs)))
 
     @bounded
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:

@@ -5,10 +5,21 @@ Never: I/O; quotes text that a provider sent; reads a 404 as "not found" unless 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from payagent.chain.json_answers import UNIT, expect, flag, list_of, once, parse_address_tx, quantity, text_hash
+from payagent.chain.json_answers import (
+    UNIT,
+    expect,
+    flag,
+    list_of,
+    once,
+    parse_address_tx,
+    quantity,
+    text_hash,
+    text_of,
+)
 from payagent.chain.provider import (
     AddressTx,
     BlockSeen,
@@ -106,6 +117,7 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
         has_datum=row.get("data_hash") is not None or row.get("inline_datum") is not None,
         has_script=row.get("reference_script_hash") is not None,
         unreadable=any(units > MAX_UNITS for units in amounts.values()),
+        datum=row.get("inline_datum") and text_of(row["inline_datum"], "a datum is not text"),
     )
 
 
@@ -180,3 +192,17 @@ def parse_spender(body: Any, tx_id: str, index: int) -> Spender:
 
 def parse_validity(body: Any) -> bool:
     return flag(body, "valid_contract")
+
+
+def parse_script(body: Any, script_hash: str) -> bytes:
+    script = bytes.fromhex(body["cbor"])
+    is_it = blake2b(b"\x03" + script, digest_size=28).hexdigest() == script_hash
+    expect(is_it, "another script, or not one of Plutus V3")
+    return script
+
+
+def parse_cost_model(body: Any) -> tuple[int, ...]:
+    """Parse PlutusV3's cost model from its raw list: by names, it has another order."""
+    costs = list_of(body["cost_models_raw"]["PlutusV3"])
+    expect(all(type(cost) is int for cost in costs), "a cost is not a number")
+    return tuple(costs)

@@ -19,6 +19,7 @@ _VALUES_MAX = 600_000
 
 _LONG = re.compile(r"[1-9][0-9]{18,19}", re.ASCII)
 HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+SCRIPT_HASH = re.compile(r"[0-9a-f]{56}", re.ASCII)
 UNIT = re.compile(r"[0-9a-f]{56}(?:[0-9a-f]{2}){0,32}", re.ASCII)
 
 _TRANSPORT_REASONS = {

@@ -82,7 +82,7 @@ class ChainUtxo:
     `assets` holds tokens by policy and name in hex, without lovelace. The ledger allows token amounts up to
     2^64-1, and anyone can send one to us. An amount above 2^63-1 is left out of `assets` and sets `unreadable`:
     such an output can be neither counted nor spent. `block_hash` and `block_height` are None where the provider's
-    list has them not.
+    list has them not. `datum`: the inline datum in hex, of a kind that shows scripts.
     """
 
     tx_id: str
@@ -95,6 +95,7 @@ class ChainUtxo:
     has_script: bool
     unreadable: bool = False
     block_height: int | None = None
+    datum: str | None = field(default=None, compare=False)
 
     @property
     def ref(self) -> str:
@@ -140,6 +141,13 @@ class ProtocolParameters:
     max_tx_size: int
     max_value_size: int
     epoch: int
+
+
+class PlutusScript(NamedTuple):
+    """A Plutus V3 script, and that language's cost model: the raw list, in its order."""
+
+    script: bytes
+    cost_model: tuple[int, ...]
 
 
 class SubmitKind(StrEnum):
@@ -222,6 +230,12 @@ class ChainReader(Protocol):
 
     async def spender(self, ref: str) -> Read[TxSeen]:
         """Return the transaction in a block that spends an output of ours; NotFound if none does."""
+
+    async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        """As `utxos`, for the address of a script, with the datums. Unknown for a kind that shows no scripts."""
+
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
+        """Return a script by its hash in hex, which is checked. Unknown for a kind that shows no scripts."""
 
 
 class ChainProvider(ChainReader, Protocol):

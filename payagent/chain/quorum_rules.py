@@ -145,18 +145,25 @@ def _weigh_alike(answers: Sequence[ProviderAnswer[T]], key_of: Callable[[T], Has
     return Unknown(_reasons(answers))
 
 
-def weigh_utxos(answers: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
+def unplaced(utxo: ChainUtxo) -> ChainUtxo:
+    """The UTxO without its block, on which providers may differ."""
+    return replace(utxo, block_hash=None, block_height=None)
+
+
+def weigh_utxos(
+    answers: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]], key_of: Callable[[ChainUtxo], Hashable] = unplaced
+) -> Read[Listing]:
     """Combine UTxO lists. If one list could not be read, the result is Unknown, whatever the others say.
 
-    It is `NOT_YET` when at least one list could be read.
+    It is `NOT_YET` when at least one list could be read. `key_of`: the part of a UTxO that has to be alike.
     """
     if len(answers) == 1 and isinstance(only := answers[0].read, Found):
         return Found(Listing(only.value, frozenset()))
     found = [answer.read.value for answer in answers if isinstance(answer.read, Found)]
-    lists = [{utxo.ref: _unplaced(utxo) for utxo in utxos} for utxos in found]
+    lists = [{utxo.ref: key_of(utxo) for utxo in utxos} for utxos in found]
     if not lists or len(lists) < len(answers):
         return Unknown(_reasons(answers), Why.NOT_YET if lists else Why.UNCLEAR)
-    is_agreed = {ref: all(listed.get(ref) == utxo for listed in lists) for ref, utxo in lists[0].items()}
+    is_agreed = {ref: all(listed.get(ref) == key for listed in lists) for ref, key in lists[0].items()}
     listed_refs = {ref for listed in lists for ref in listed}
     return Found(
         Listing(
@@ -164,11 +171,6 @@ def weigh_utxos(answers: Sequence[ProviderAnswer[tuple[ChainUtxo, ...]]]) -> Rea
             frozenset(ref for ref in listed_refs if not is_agreed.get(ref, False)),
         )
     )
-
-
-def _unplaced(utxo: ChainUtxo) -> ChainUtxo:
-    """The UTxO without its block, on which providers may differ."""
-    return replace(utxo, block_hash=None, block_height=None)
 
 
 def _reasons(answers: Sequence[ProviderAnswer[T]]) -> str:

@@ -27,6 +27,7 @@ from payagent.chain.provider_state import ProviderState
 from payagent.chain.quorum_rules import (
     Listing,
     ProviderAnswer,
+    unplaced,
     weigh_block,
     weigh_movement,
     weigh_transactions,
@@ -42,7 +43,7 @@ ANSWER_PATIENCE_S = 5.0
 LIST_PATIENCE_S = 60.0
 """The same for a list of many pages."""
 
-_LISTS = ("utxos", "transactions")
+_LISTS = ("utxos", "transactions", "script_utxos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,11 @@ class QuorumView:
 
     async def utxos(self, address: str) -> Read[Listing]:
         return weigh_utxos(await self._ask("utxos", lambda provider: provider.utxos(address)))
+
+    async def script_utxos(self, address: str) -> Read[Listing]:
+        """As `utxos`, for a script's address. Outputs agree only if their datums do."""
+        answers = await self._ask("script_utxos", lambda provider: provider.script_utxos(address))
+        return weigh_utxos(answers, lambda utxo: (unplaced(utxo), utxo.datum))
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         answers = await self._ask("transactions", lambda provider: provider.transactions(address, since_s))

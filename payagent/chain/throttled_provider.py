@@ -19,6 +19,7 @@ from payagent.chain.provider import (
     Found,
     Genesis,
     Movement,
+    PlutusScript,
     ProtocolParameters,
     Read,
     SubmitAnswer,
@@ -106,6 +107,12 @@ class ThrottledProvider:
 
     async def spender(self, ref: str) -> Read[TxSeen]:
         return await self._read("spender", lambda: self._provider.spender(ref))
+
+    async def script_utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        return self._counted(await self._read("script_utxos", lambda: self._provider.script_utxos(address)))
+
+    async def script(self, script_hash: str) -> Read[PlutusScript]:
+        return await self._read("script", lambda: self._provider.script(script_hash))
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         """Submit at once, whatever the bucket holds. Callers ask `may_submit` before."""

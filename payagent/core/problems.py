@@ -838,6 +838,7 @@ PROBLEMS: dict[str, Problem] = {
                 "Its money is free again.",
                 agent="Repeat the same call, which pays anew.",
             ),
+            "channel_moved": ProblemReason("The merchant moved the channel before the transaction landed"),
             "cancelled_by_operator": ProblemReason(
                 "The operator cancelled the payment",
                 "Ask the operator why. Once the payment is void, the same call can be paid anew.",

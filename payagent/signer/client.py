@@ -175,6 +175,10 @@ class AccountSigner:
         """As `SignerProcess.signature`."""
         return await self.process.signature(body, paid, self.number)
 
+    async def channel(self, kind: str, **fields: object) -> bytes:
+        """As `SignerProcess.channel`."""
+        return await self.process.channel(self.number, kind, **fields)
+
 
 def _no_answer(error: OSError) -> str:
     return f"it does not answer ({type(error).__name__})"

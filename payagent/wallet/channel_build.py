@@ -18,7 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from payagent.core.address import Address, encode_address
 from payagent.core.hard_caps import FEE_CAP_LOVELACE
+from payagent.core.invoice import Output
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
@@ -35,7 +37,7 @@ from payagent.wallet.channel_tx import (
     script_data_hash,
 )
 from payagent.wallet.transaction import MAINNET_PARAMETERS
-from payagent.wallet.tx_plan import TxParameters
+from payagent.wallet.tx_plan import Frame, PlannedOutput, TxParameters, TxPlan
 from payagent.wallet.utxo_index import Utxo
 
 COLLATERAL_CAP_LOVELACE = 1_000_000
@@ -139,6 +141,27 @@ def build_step(order: StepOrder) -> tuple[bytes, ChannelStep]:
     step = decode_step(raw)
     _check(order, step)
     return raw, step
+
+
+def plan_of(order: StepOrder, step: ChannelStep, raw: bytes, units: int, own: Address) -> TxPlan:
+    """Return a built step in the form of a transfer, which locks `units`, or spends a channel that holds them.
+
+    Its inputs are ours alone. So what they hold beyond its change and its fee is what it locks.
+    """
+    outputs = [PlannedOutput("change", one[0], one[1], tuple(one[2].items())) for one in step.others]
+    asked = Output("change", own, LOVELACE, units)
+    if step.output is not None:
+        place, is_locking = (
+            encode_address(script_address(step.output.terms.script_hash)),
+            step.step in ("open", "add"),
+        )
+        outputs.insert(0, PlannedOutput("pay_to", place.raw, units if is_locking else 0))
+        asked = Output("pay_to", place, LOVELACE, units) if is_locking else asked
+    return TxPlan(
+        *(order.utxos[0], order.utxos, (asked,), tuple(outputs), step.fee),
+        Frame(own, step.ttl_slot, 0, order.parameters, FEE_CAP_LOVELACE),
+        *(raw, step.tx_id.hex(), len(raw)),
+    )
 
 
 def script_hash(script: bytes) -> bytes:

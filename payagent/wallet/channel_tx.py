@@ -21,6 +21,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from nacl.bindings import crypto_sign_open
+
 from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
 from payagent.wallet import cbor_write as cbor
@@ -273,6 +275,17 @@ def decode_step(raw: bytes) -> ChannelStep:
     except (Undecodable, IndexError) as error:
         why = error if isinstance(error, Undecodable) else "the bytes end early"
         raise Refused("signer_refused", f"it is not a channel's transaction: {why}") from None
+
+
+def signed_step(raw: bytes, public_key: bytes, signature: bytes) -> bytes:
+    """Return the transaction that `decode_step` reads, with the signature of its one key.
+
+    Raises BadSignatureError if the key did not sign this body.
+    """
+    _, end = _body(raw, 1)
+    crypto_sign_open(signature + hashlib.blake2b(raw[1:end], digest_size=32).digest(), public_key)
+    witness = b"\x00" + cbor.TAGGED_SET + b"\x81\x82" + cbor.byte_string(public_key) + cbor.byte_string(signature)
+    return raw[:end] + bytes((raw[end] + 1,)) + witness + raw[end + 1 :]
 
 
 def _step(raw: bytes) -> ChannelStep:

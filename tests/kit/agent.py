@@ -42,6 +42,7 @@ from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import Devnet, DevnetThread
 from payagent.dialects import make_response
 from payagent.outbound.merchant_client import MerchantClient
+from payagent.signer.channels import Channels
 from payagent.store.db.committer import Checkpoint, Ownership
 from payagent.store.db.readers import Readers
 from payagent.store.db.signer_record import SignerRecord
@@ -106,6 +107,7 @@ class World:
         self.open_ledger: OpenLedger = ledger_in_a_file
         self.account = own_account()
         self.clock = Clock()
+        self.channel_signer: Channels | None = None
         self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=60)
         self.terms = AgentConfig(
             network=DEVNET,
@@ -268,7 +270,7 @@ class World:
             scopes = ["pay", "read", "operate", "approve"]
             await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
         ports = Ports(self.clock, SystemRandomness())
-        signs = InProcessSigner(signer or self.account.signer)
+        signs = InProcessSigner(signer or self.account.signer, self.channel_signer)
         agent = Agent(terms(self.terms), ports, writer, readers, adapters, signs)
         recovery = None if record is None else Recovery(agent.context, record)
         try:

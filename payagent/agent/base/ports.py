@@ -38,6 +38,9 @@ class Signatures(Protocol):
     async def signature(self, body: bytes, paid: int) -> bytes:
         """As `wallet.keys.Signer.sign`."""
 
+    async def channel(self, kind: str, **fields: object) -> bytes:
+        """As `signer.channels.Channels.answer`. Only where channels are on."""
+
 
 class Clock(Protocol):
     def now_ms(self) -> int:

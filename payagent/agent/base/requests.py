@@ -148,9 +148,13 @@ class PaymentIntent(Intent):
 
 @dataclass(frozen=True, slots=True)
 class TransferRequest(Intent):
-    """A transfer that the operator or upkeep requests. Its intent has a fresh key if the caller gave none."""
+    """A transfer that the operator or upkeep requests. Its intent has a fresh key if the caller gave none.
+
+    `origin`: the merchant whose channel it opens, changes or ends.
+    """
 
     kind: str
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class ChainSync:
             self._utxo_list.rolled_back,
         )
         self.merchant_polling = MerchantPolling(context, merchants, rows, workers)
+        self._channels = agent.channels
         self._lock = asyncio.Lock()
         self._last_tip: BlockSeen | None = None
 
@@ -98,3 +99,5 @@ class ChainSync:
         self._last_tip = tip
         if self._utxo_list.is_read:
             self._context.take_tip(tip)
+        if self._channels is not None:
+            await self._channels.follow.run(view)

@@ -107,9 +107,12 @@ class PaymentRules:
     def why_stopped(self, conn: Connection, row: PaymentRow, now_ms: int) -> Refused | None:
         """Why an admitted payment may no longer be signed; None if it may.
 
-        Its app or its top-up has ended, or its merchant may no longer be paid.
+        Its app or its top-up has ended, or its merchant may no longer be paid. A channel's transaction is signed
+        at once or never: it is not built again.
         """
         try:
+            if row.is_channel_step:
+                raise Refused("payment_void/expired", "a channel's transaction is not built again")
             require_may_have(conn, row, now_ms)
             if row.invoice.origin is not None:
                 self.require_merchant(row.invoice.origin)

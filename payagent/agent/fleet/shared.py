@@ -237,3 +237,6 @@ class NoSigner:
 
     async def signature(self, body: bytes, paid: int) -> bytes:
         raise Refused("lease_lost", "this daemon does not hold the account. Nothing was signed. Send it again")
+
+    async def channel(self, kind: str, **fields: object) -> bytes:
+        return await self.signature(b"", 0)

@@ -203,7 +203,7 @@ class Admission:
         planned = self.planner.transfer(unit, plan, nonce_utxo, now_ms)
         self.rules.require_within_caps(planned.spend)
         if stored is None:
-            _open_intent(unit, transfer, origin="", request=None, now_ms=now_ms)
+            _open_intent(unit, transfer, origin=transfer.origin, request=None, now_ms=now_ms)
         executor.open_payment(
             unit,
             payment_id=transfer.ids.payment,

@@ -5,6 +5,8 @@ Start with `PaymentLifecycle.carry_out`. Only one task at a time works on a paym
 Never: takes another nonce UTxO; ends a payment for which something was signed.
 """
 
+from collections.abc import Awaitable, Callable
+
 from payagent.agent.base.free_utxos import utxo_of
 from payagent.agent.base.requests import AdmittedPayment
 from payagent.agent.commits import payment_transitions
@@ -46,10 +48,12 @@ class PaymentLifecycle:
         self._signing = signing
         self._submitter = submitter
 
-    async def carry_out(self, admitted: AdmittedPayment) -> tuple[PaymentRow, bool]:
-        """Sign and submit an admitted payment. Returns it, and whether it is new."""
+    async def carry_out(
+        self, admitted: AdmittedPayment, signed: Callable[[], Awaitable[bytes]] | None = None
+    ) -> tuple[PaymentRow, bool]:
+        """Sign and submit an admitted payment. Returns it, and whether it is new. `signed`: as of `sign`."""
         if admitted.plan is not None:
-            await self._signing.sign(admitted.payment_id, admitted.plan)
+            await self._signing.sign(admitted.payment_id, admitted.plan, signed)
             self._submitter.submit(admitted.payment_id)
         return await self.once_signed(self._context.payment(admitted.payment_id)), admitted.is_new
 
@@ -170,8 +174,10 @@ class PaymentLifecycle:
         )
         return not is_over or tip.slot >= last_ttl_slot(self._context.conn, row) + NEXT_INVOICE_PATIENCE_S
 
-    async def cancel(self, row: PaymentRow) -> None:
+    async def cancel(self, row: PaymentRow, why: Refused | None = None) -> None:
         """Cancel a payment: one transaction to ourselves spends all its UTxOs, the nonce UTxO included.
+
+        `why`: the reason; None: only if `reason_to_cancel` has one.
 
         At most one of the cancel and the paying attempt can be on the chain, whatever became of that attempt.
         Raises the refusals of `ChainView.require_ready`; then nothing has changed.
@@ -182,7 +188,7 @@ class PaymentLifecycle:
         slot = self._context.chain.require_ready(now_ms)
         with self._signing.claim(row.id):
             row = self._context.payment(row.id)
-            why = payment_transitions.reason_to_cancel(self._context.conn, row, slot)
+            why = why or payment_transitions.reason_to_cancel(self._context.conn, row, slot)
             if why is not None:
                 await self._take_back(row, why, slot, now_ms)
 

@@ -5,8 +5,9 @@ Never: decides which transaction is signed; submits.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from payagent.agent.base.ports import Signatures
 from payagent.agent.commits import payment_transitions
@@ -68,9 +69,14 @@ class PaymentSigner:
                 await self._none_claimed.wait()
         return loop.time() - began_s
 
-    async def sign(self, payment_id: str, plan: TxPlan) -> None:
-        """Sign, read the bytes again, compare them with the plan, and commit the attempt (C3)."""
-        raw = await self.sign_and_check(payment_id, plan)
+    async def sign(
+        self, payment_id: str, plan: TxPlan, signed: Callable[[], Awaitable[bytes]] | None = None
+    ) -> None:
+        """Sign, read the bytes again, compare them with the plan, and commit the attempt (C3).
+
+        `signed`: signs and checks a transaction that has another form than payments.
+        """
+        raw = await self.sign_and_check(payment_id, plan, signed)
         await self._context.write_at(
             "sign",
             lambda unit, now_ms: payment_transitions.record_attempt(
@@ -79,7 +85,9 @@ class PaymentSigner:
             payment_id,
         )
 
-    async def sign_and_check(self, payment_id: str, plan: TxPlan) -> bytes:
+    async def sign_and_check(
+        self, payment_id: str, plan: TxPlan, signed: Callable[[], Awaitable[bytes]] | None = None
+    ) -> bytes:
         """Sign, read the bytes again and compare them with the plan. Returns the transaction.
 
         If the signer's own policy refuses, the refusal is recorded and a payment with nothing signed is rejected.
@@ -87,9 +95,8 @@ class PaymentSigner:
         between.
         """
         pauses.require_running(self._context.conn)
-        key = self._signer.public_key
         try:
-            signature = await self._signer.signature(plan.body, plan.paid)
+            return await (signed or partial(self._signed, plan))()
         except Refused as refusal:
             if refusal.code in NOT_SIGNED:
                 why = refusal
@@ -101,6 +108,9 @@ class PaymentSigner:
                     payment_id,
                 )
             raise
+
+    async def _signed(self, plan: TxPlan) -> bytes:
+        key, signature = self._signer.public_key, await self._signer.signature(plan.body, plan.paid)
         raw = assemble(plan, key, signature)
         check(raw, plan, key)
         return raw

@@ -43,6 +43,11 @@ class ChannelStepRow:
     def is_posted(self) -> bool:
         return self.state in POSTED
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it may still change the channel."""
+        return self.state not in (*POSTED, *ENDED_WITHOUT_PAYING, State.CANCELLING)
+
 
 def _channel(*columns: object) -> Channel:
     row = dict(zip(_NAMES, columns, strict=True))
@@ -83,6 +88,18 @@ def locked_channels(conn: Connection, account: int | None = None) -> list[Channe
     )
 
 
+def followed_channels(conn: Connection, account: int) -> list[Channel]:
+    """Channels of an account that the chain may still change: locked, or ended by what a rollback may take."""
+    return find_all(
+        conn,
+        _channel,
+        f"{_CHANNEL} WHERE account = ? AND (phase IN {sql_list(*LOCKED)} OR id IN (SELECT s.channel_id "  # noqa: S608
+        "FROM channel_steps s JOIN payments p ON p.id = s.payment_id "
+        "WHERE s.step IN ('end', 'elapse') AND s.is_booked = 1 AND p.state <> 'settled')) ORDER BY seq",
+        (account,),
+    )
+
+
 def channels_page(conn: Connection, before_seq: int | None, limit: int) -> list[tuple[int, Channel]]:
     """Channels with their numbers, newest first."""
     return find_all(
@@ -101,13 +118,14 @@ def add_channel(unit: Unit, row: Channel) -> None:
     )
 
 
-def put(unit: Unit, row: Channel) -> None:
-    """Write the columns of a channel."""
+def put(unit: Unit, row: Channel) -> bool:
+    """Write the columns of a channel. False if there is none yet."""
     values = [getattr(row, name) for name in _NAMES]
-    unit.conn.execute(
+    cursor = unit.conn.execute(
         f"UPDATE channels SET {', '.join(f'{name} = ?' for name in _NAMES)} WHERE id = ?",  # noqa: S608
         [*(int(value) if isinstance(value, bool) else value for value in values), row.id],
     )
+    return cursor.rowcount == 1
 
 
 def add_step(unit: Unit, payment_id: str, channel_id: str, step: str, units: int) -> None:

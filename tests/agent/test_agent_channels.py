@@ -1,0 +1,277 @@
+"""Channels on the chain: opening, adding, closing, getting back what is left, and what may go wrong in between."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.agent import ADA, APP, Run
+from kit.channel_agent import DEPOSIT, PRICE, ChannelWorld, buy, channel_world, hear, open_channel, parts, steps
+
+from payagent.core.channel import CallState, Channel, ChannelCall, ChannelPhase
+from payagent.core.ledger import channel_account
+from payagent.core.payment.machine import State
+from payagent.core.problems import Refused
+from payagent.settings.schema import ChannelSettings
+from payagent.store.rows import channels as rows
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[ChannelWorld]:
+    with channel_world(tmp_path) as at:
+        at.world.fund(30 * ADA, 10 * ADA, 10 * ADA)
+        yield at
+
+
+def now(run: Run, channel: Channel) -> Channel:
+    return rows.channel(run.context.conn, channel.id)
+
+
+def in_channel(run: Run) -> int:
+    """What the books say is in the channel."""
+    return run.books().get(channel_account(run.world.origin), {}).get("lovelace", 0)
+
+
+async def test_a_channel_is_opened_added_to_closed_and_returns_after_its_delay(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await open_channel(run, at)
+        assert in_channel(run) == at.held() == DEPOSIT
+        assert run.owned() == at.world.on_chain()
+        assert 3 * ADA < channel.capacity < DEPOSIT
+        await parts(run).steps.add(APP, channel.id, 2 * ADA)
+        await run.agent.submitter.drain(60)
+        await run.settle_down()
+        assert in_channel(run) == at.held() == DEPOSIT + 2 * ADA
+        assert now(run, channel).capacity == channel.capacity + 2 * ADA
+        closing, _ = await parts(run).steps.close(APP, channel.id)
+        assert closing.phase is ChannelPhase.CLOSING
+        await run.agent.submitter.drain(60)
+        await run.settle_down()
+        elapse_at_ms = now(run, channel).elapse_at_ms
+        assert elapse_at_ms is not None
+        at.world.clock.ahead_ms += elapse_at_ms - run.context.ports.clock.now_ms() - 30_000
+        await run.settle_down()
+        assert [step.step for step in steps(run, channel)] == ["open", "add", "close"]
+        at.world.clock.ahead_ms += 60_000
+        await run.settle_down(2)
+        ended = now(run, channel)
+        assert (ended.phase, ended.returned, ended.claimed) == (ChannelPhase.ENDED, DEPOSIT + 2 * ADA, 0)
+        assert in_channel(run) == at.held() == 0
+        assert run.owned() == at.world.on_chain()
+        assert all(step.state is State.CONFIRMED for step in steps(run, channel))
+
+
+async def test_an_opening_that_a_rollback_takes_is_sent_again_and_opens_the_same_channel(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await open_channel(run, at)
+        at.world.control("faults", on="submit", kind="drop")
+        at.world.control("rollback", depth=1)
+        await run.settle_down(2)
+        assert now(run, channel).phase is ChannelPhase.OPENING
+        assert in_channel(run) == at.held() == 0
+        assert run.owned()["lovelace"] == at.world.on_chain()["lovelace"]
+        at.world.control("faults", clear=True)
+        await run.pass_time(3, 10)
+        assert now(run, channel).phase is ChannelPhase.OPEN
+        assert in_channel(run) == at.held() == DEPOSIT
+        assert run.owned() == at.world.on_chain()
+
+
+async def test_a_claim_of_the_merchant_moves_the_channel_and_what_it_has_left(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await buy(run, at, await open_channel(run, at), 3)
+        assert in_channel(run) == DEPOSIT - 3 * PRICE
+        at.mood(claim="sub")
+        await run.settle_down()
+        after = now(run, channel)
+        assert after.ref != channel.ref
+        assert (after.claimed, after.count, after.signed) == (3 * PRICE, 3 * PRICE, 3 * PRICE)
+        assert after.capacity == channel.capacity
+        assert after.phase is ChannelPhase.OPEN
+        assert at.held() == in_channel(run) == DEPOSIT - 3 * PRICE
+        await buy(run, at, after)
+
+
+async def test_what_the_merchant_settles_is_spent_and_the_rest_returns_at_once(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await buy(run, at, await open_channel(run, at), 2)
+        await parts(run).steps.close(APP, channel.id)
+        await run.agent.submitter.drain(60)
+        await run.settle_down()
+        at.mood(claim="settle")
+        await run.settle_down(3)
+        ended = now(run, channel)
+        assert (ended.phase, ended.returned) == (ChannelPhase.ENDED, DEPOSIT - 2 * PRICE)
+        assert [step.step for step in steps(run, channel)] == ["open", "close", "end"]
+        assert in_channel(run) == at.held() == 0
+        assert run.owned() == at.world.on_chain()
+
+
+async def test_a_close_that_the_merchants_claim_overtakes_is_cancelled_and_made_again(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await buy(run, at, await open_channel(run, at), 2)
+        at.world.control("faults", on="submit", kind="drop")
+        _, overtaken = await parts(run).steps.close(APP, channel.id)
+        await run.agent.submitter.drain(60)
+        at.mood(claim="sub")
+        await run.settle_down()
+        at.world.control("faults", clear=True)
+        assert run.state(overtaken.id) is State.CANCELLING
+        await run.pass_time(6, 61)
+        assert run.state(overtaken.id) is State.VOID
+        assert now(run, channel).elapse_at_ms is not None
+        assert at.held() == in_channel(run) == DEPOSIT - 2 * PRICE
+        assert run.owned() == at.world.on_chain()
+
+
+async def test_an_exit_that_a_rollback_takes_is_sent_again(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await buy(run, at, await open_channel(run, at), 2)
+        await parts(run).steps.close(APP, channel.id)
+        await run.agent.submitter.drain(60)
+        await run.settle_down()
+        at.mood(claim="settle")
+        await run.settle_down(3)
+        at.world.control("faults", on="submit", kind="drop")
+        at.world.control("rollback", depth=2)
+        await run.settle_down(2)
+        assert now(run, channel).phase is ChannelPhase.CLOSING
+        assert in_channel(run) == at.held() == DEPOSIT - 2 * PRICE
+        at.world.control("faults", clear=True)
+        await run.pass_time(3, 10)
+        assert now(run, channel).phase is ChannelPhase.ENDED
+        assert run.owned() == at.world.on_chain()
+
+
+class Killed(Exception):  # noqa: N818  a killed process would not even raise
+    pass
+
+
+async def test_an_opening_that_was_held_and_never_signed_gives_back_its_money(at: ChannelWorld) -> None:
+    signs = at.world.channel_signer
+
+    class Dying:
+        def answer(self, request: bytes) -> bytes:
+            if b'"step"' in request:
+                raise Killed
+            assert signs is not None
+            return signs.answer(request)
+
+    at.world.channel_signer = Dying()  # type: ignore[assignment]
+    async with at.world.run() as run:
+        await run.run_pass()
+        hear(run, at)
+        with pytest.raises(Killed):
+            await parts(run).steps.open(APP, run.world.origin)
+        assert run.books()["held"]["lovelace"] > DEPOSIT
+    at.world.channel_signer = signs
+    async with at.world.run() as run:
+        await run.settle_down(2)
+        (channel,) = rows.channels_page(run.context.conn, None, 10)
+        assert channel[1].phase is ChannelPhase.VOID
+        assert run.state(steps(run, channel[1])[0].payment_id) is State.REJECTED
+        assert len(run.selectable()) == 3
+        assert at.held() == 0
+        await open_channel(run, at)
+
+
+async def test_an_opening_that_never_lands_ends_as_void_with_its_channel(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        hear(run, at)
+        at.world.control("faults", on="submit", kind="drop")
+        channel, opening = await parts(run).steps.open(APP, run.world.origin)
+        await run.agent.submitter.drain(60)
+        at.world.clock.ahead_ms += 1_900_000
+        at.world.control("faults", clear=True)
+        await run.pass_time(6, 61)
+        assert run.state(opening.id) is State.VOID
+        assert now(run, channel).phase is ChannelPhase.VOID
+        assert in_channel(run) == at.held() == 0
+        assert run.owned() == at.world.on_chain()
+
+
+@pytest.mark.parametrize(
+    ("setting", "caps", "of_merchant"),
+    [
+        ("channels.locked_max", {"locked_max": "4 ADA"}, {}),
+        ("channels.locked_per_day", {"locked_per_day": "4 ADA"}, {}),
+        ("merchants.t.channel.locked_max", {}, {"locked_max": "4 ADA"}),
+    ],
+)
+async def test_a_cap_of_what_is_locked_refuses_an_opening(
+    at: ChannelWorld, setting: str, caps: dict[str, str], of_merchant: dict[str, str]
+) -> None:
+    script = at.world.terms.channels
+    assert script is not None
+    at.caps(ChannelSettings(enabled=True, scripts=script.scripts, **caps), **of_merchant)  # type: ignore[arg-type]
+    async with at.world.run() as run:
+        await run.run_pass()
+        hear(run, at)
+        with pytest.raises(Refused) as refused:
+            await parts(run).steps.open(APP, run.world.origin)
+        assert (refused.value.code, refused.value.context["limit"]) == ("limit_exceeded", setting)
+        assert run.books().get("held", {}).get("lovelace", 0) == 0
+        assert len(run.selectable()) == 3
+
+
+async def test_an_addition_counts_what_is_locked_already(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await open_channel(run, at, 15 * ADA)
+        with pytest.raises(Refused, match=r"channel\.locked_max"):
+            await parts(run).steps.add(APP, channel.id, 5 * ADA + 1)
+
+
+async def test_a_merchant_has_one_channel_and_a_repeated_key_finds_its_opening(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        hear(run, at)
+        first, opening = await parts(run).steps.open(APP, run.world.origin, key="one")
+        again, same = await parts(run).steps.open(APP, run.world.origin, key="one")
+        assert (again.id, same.id) == (first.id, opening.id)
+        with pytest.raises(Refused, match="wrong_state"):
+            await parts(run).steps.open(APP, run.world.origin)
+
+
+@pytest.mark.parametrize("mood", ["swap_provider", "swap_script"])
+async def test_an_offer_that_the_config_does_not_trust_opens_nothing(at: ChannelWorld, mood: str) -> None:
+    at.mood(mood=mood)
+    async with at.world.run() as run:
+        await run.run_pass()
+        with pytest.raises(Refused, match="channel_unoffered"):
+            await parts(run).steps.open(APP, run.world.origin)
+        hear(run, at)
+        with pytest.raises(Refused, match="channel_unoffered"):
+            await parts(run).steps.open(APP, run.world.origin)
+
+
+async def test_a_merchant_that_answers_no_call_for_a_week_has_its_channel_closed(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await open_channel(run, at)
+        intent = run.context.payment(steps(run, channel)[0].payment_id).intent.id
+        call = promised(channel, intent, run.context.ports.clock.now_ms())
+        await run.context.write("call", lambda unit: rows.add_call(unit, call, call.created_at_ms))
+        await run.settle_down()
+        assert now(run, channel).phase is ChannelPhase.OPEN
+        at.world.clock.ahead_ms += 7 * 86_400_000
+        await run.settle_down(3)
+        closing = now(run, channel)
+        assert (closing.phase, closing.problem) == (
+            ChannelPhase.CLOSING,
+            "the merchant has not answered a call for 7 days",
+        )
+        assert closing.elapse_at_ms is not None
+
+
+def promised(channel: Channel, intent: str, now_ms: int) -> ChannelCall:
+    return ChannelCall(
+        *(0, "pay_call", channel.id, APP, intent, channel.ref or "", PRICE, PRICE, PRICE, "{}"),
+        *(CallState.PROMISED, None, now_ms, now_ms),
+    )
