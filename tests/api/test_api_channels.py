@@ -4,13 +4,16 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from kit.agent import World
+from kit.agent import Run, World
 from kit.api import Api, require_problem, served
+from kit.channel_agent import buy, channel_world, hear
 from kit.channel_rows import ADA, ON, Orders, a_channel, put_channels
 
 from payagent.core.channel import CallState, ChannelCall
+from payagent.core.timestamps import iso_time
 from payagent.store.rows import channels as rows
 
 PATH = "/v1/channels"
@@ -151,3 +154,40 @@ def test_a_daemon_without_channels_loads_none_of_their_rows() -> None:
     start += "[name for name in ('payagent.core.channel', 'payagent.store.rows.channels') if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True)
     assert ran.stdout == "True []\n"
+
+
+async def test_a_channel_is_opened_raised_and_closed_on_the_chain(tmp_path: Path) -> None:
+    with channel_world(tmp_path) as at:
+        at.world.fund(*[40 * ADA] * 6)
+        async with at.world.run() as run:
+            await run.run_pass()
+            async with served(run) as api:
+                unknown = require_problem(await api.http.post(PATH, json={"merchant": "t"}), "channel_unoffered")
+                assert "Make a call to it first" in unknown["fix"]
+                hear(run, at)
+                order, key = {"merchant": "t", "amount": str(6 * ADA)}, {"Idempotency-Key": "k"}
+                made = (await api.http.post(PATH, json=order, headers=key)).json()
+                again = await api.http.post(PATH, json=order, headers=key)
+                assert (made["state"], again.json()["id"]) == ("opening", made["id"])
+                await settled(run)
+                opened = (await api.http.get(f"{PATH}/{made['id']}")).json()
+                assert (opened["state"], opened["locked"], at.held()) == ("open", str(6 * ADA), 6 * ADA)
+                await buy(run, at, rows.channel(run.context.conn, made["id"]), 2)
+                await api.http.post(f"{PATH}/{made['id']}/add", json={"amount": str(4 * ADA)})
+                await settled(run)
+                raised = (await api.http.get(f"{PATH}/{made['id']}")).json()
+                assert (raised["locked"], raised["signed"], raised["most_lost"]) == (str(10 * ADA), *["2000"] * 2)
+                assert at.held() == 10 * ADA
+                closed = await api.http.post(f"{PATH}/{made['id']}/close")
+                assert closed.status_code == 200, closed.text
+                await settled(run)
+                closing = (await api.http.get(PATH)).json()["channels"][0]
+                assert [one["step"] for one in closing["steps"]] == ["open", "add", "close"]
+                assert closing["state"] == "closing"
+                assert closing["returns_at"] > iso_time(at.world.clock.now_ms())
+
+
+async def settled(run: Run) -> None:
+    """Everything that was submitted is confirmed."""
+    await run.agent.submitter.drain(60)
+    await run.settle_down()
