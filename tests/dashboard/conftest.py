@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 from kit.browser import chromium
-from kit.channel_rows import ENABLED, a_channel, put_into
+from kit.channel_rows import ENABLED, put_void
 from kit.cli import Shop, until
 from kit.dashboard import running_daemon
 from playwright.sync_api import Browser
 
 from payagent.devnet.server import DevnetThread
 
-PHASE = "ended"
 HOSTILE = f"<script>window.isHacked=1</script> {'x' * 400}"
 
 
@@ -21,7 +20,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         at = Shop(devnet, tmp_path_factory.mktemp("shop"))
         with at.http:
             at.config.write_text(at.config.read_text() + '\n[approvals]\nrequired_above = "5 ADA"\n' + ENABLED)
-            put_into(at.data_dir, a_channel(1, f"https://{'long.' * 12}example", PHASE, problem=HOSTILE))
+            put_void(at.data_dir, f"https://{'long.' * 12}example", HOSTILE)
             for _ in range(6):
                 at.control("faucet", address=at.made["address"], lovelace="100000000")
             with running_daemon(at):

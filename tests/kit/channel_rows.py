@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from payagent.core.channel import Channel, ChannelPhase
+from payagent.agent.channels.moves import move
+from payagent.core.channel import Channel, ChannelPhase, OpeningVoid
 from payagent.core.problems import Refused
 from payagent.settings.schema import ChannelSettings
 from payagent.store.db.unit import Unit
@@ -44,10 +45,17 @@ def put_channels(unit: Unit, *rows: Channel) -> None:
         channels.add_channel(unit, row)
 
 
-def put_into(data_dir: Path, *rows: Channel) -> None:
-    """Into the ledger of a daemon that does not run."""
+def put_void(data_dir: Path, origin: str, problem: str) -> None:
+    """A channel that was never opened, with its events, into the ledger of a daemon that does not run."""
+    nothing = dict.fromkeys(("signed", "count", "claimed", "capacity"), 0)
+    channel = a_channel(1, origin, "opening", problem=problem, **nothing)
+
+    def job(unit: Unit) -> None:
+        put_channels(unit, channel)
+        move(unit, channel, OpeningVoid(), 1)
+
     writer = Writer(data_dir / "ledger.db")
-    asyncio.run(writer.run("test", lambda unit: put_channels(unit, *rows)))
+    asyncio.run(writer.run("test", job))
     writer.close()
 
 
