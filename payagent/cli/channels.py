@@ -149,15 +149,16 @@ def _ask(terminal: Terminal, meaning: str, question: str) -> None:
 def _give(terminal: Terminal, channel: dict[str, Any]) -> None:
     asset, names = channel["asset"], ("locked", "signed", "count", "claimed", "capacity", "most_lost")
     payments = [{**one, "asset": asset} for one in (*channel["steps"], *channel.get("calls", ()))]
-    facts = [
-        *((name, channel[name]) for name in ("id", "merchant", "problem")),
-        ("state", f"{channel['state']}: {PHASES_IN_WORDS[channel['state']]}"),
-        *((name.replace("_", " "), show_units(asset, channel[name])) for name in names),
-        ("returns", show_time(channel["returns_at"] or "")),
-    ]
 
     def human() -> None:
-        terminal.facts(facts)
+        terminal.facts(
+            [
+                *((name, channel[name]) for name in ("id", "merchant", "problem")),
+                ("state", f"{channel['state']}: {PHASES_IN_WORDS[channel['state']]}"),
+                *((name.replace("_", " "), show_units(asset, channel[name])) for name in names),
+                ("returns", show_time(channel["returns_at"] or "")),
+            ]
+        )
         terminal.line()
         terminal.table(payments, _PAYMENTS)
 

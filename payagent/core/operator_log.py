@@ -38,7 +38,7 @@ KINDS: Mapping[LogKind, tuple[str, ...]] = {
     "signing": ("paused", "resumed", "unfrozen"),
     "config": ("config_read",),
     "topups": ("topup_opened", "topup_stopped"),
-    "channels": ("channel_ordered",),
+    "channels": ("channel_ordered", "channel_recover"),
     "chats": ("chat_paired", "chat_unpaired"),
     "decisions": ("reserve", "deny"),
     "refusals": ("refused", "reject"),
@@ -124,6 +124,7 @@ _SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
     "channel_ordered": lambda entry, detail: (
         f"ordered to {'add to' if detail['step'] == 'add' else detail['step']} the channel at {entry['merchant']}"
     ),
+    "channel_recover": lambda entry, _: f"recovered the channel at {entry['merchant']} from the chain",
     "chat_paired": lambda _, detail: f"paired chat {detail['chat']} with {detail['target']}",
     "chat_unpaired": lambda _, detail: f"unpaired chat {detail['chat']} from {detail['target']}",
     "refused": _refusal,

@@ -183,6 +183,9 @@ async def test_a_channel_is_opened_raised_and_closed_on_the_chain(tmp_path: Path
                 await settled(run)
                 closing = (await api.http.get(PATH)).json()["channels"][0]
                 assert [one["step"] for one in closing["steps"]] == ["open", "add", "close"]
+                logged = (await api.http.get("/v1/log", params={"kind": "channels"})).json()["log"]
+                by = [(one["by"], one["merchant"], one["detail"]["step"]) for one in reversed(logged)]
+                assert by == [("first", "t", "open"), ("first", "t", "add"), ("first", "t", "close")]
                 assert closing["state"] == "closing"
                 assert closing["returns_at"] > iso_time(at.world.clock.now_ms())
 

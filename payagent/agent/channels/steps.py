@@ -182,6 +182,16 @@ class ChannelSteps:
                 raise Refused("wrong_state", "another transaction of the channel is under way")
             admitted = context.admission.admit_transfer(unit, request, planned, now_ms)
             rows.add_step(unit, ids.payment, channel.id, step, units)
+            writes.note(
+                *(unit, None, "channel_ordered", None, now_ms),
+                {
+                    "by": app_id,
+                    "merchant": channel.origin,
+                    "channel": channel.id,
+                    "step": step,
+                    "units": str(units),
+                },
+            )
             if by is not None:
                 move(unit, rows.channel(unit.conn, channel.id), by, now_ms)
             return admitted
