@@ -3,16 +3,22 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import cbor2
 import pytest
-from kit.agent import ADA, APP, Run
+from kit.agent import ADA, APP, Run, put
 from kit.channel_agent import DEPOSIT, PRICE, ChannelWorld, buy, channel_world, hear, open_channel, parts, steps
 
+from payagent.agent.chain_sync.external_spends import unfreeze
+from payagent.agent.channels.positions import terms_of
 from payagent.core.channel import CallState, Channel, ChannelCall, ChannelPhase
 from payagent.core.ledger import channel_account
 from payagent.core.payment.machine import State
 from payagent.core.problems import Refused
+from payagent.devnet.ledger import decode_tx
+from payagent.devnet.server import Devnet
 from payagent.settings.schema import ChannelSettings
 from payagent.store.rows import channels as rows
+from payagent.wallet.channel_tx import ChannelStage, channel_datum, script_address
 
 
 @pytest.fixture
@@ -83,6 +89,7 @@ async def test_a_claim_of_the_merchant_moves_the_channel_and_what_it_has_left(at
         await run.run_pass()
         channel = await buy(run, at, await open_channel(run, at), 3)
         assert in_channel(run) == DEPOSIT - 3 * PRICE
+        copy_of(at, channel, 40 * ADA)
         at.mood(claim="sub")
         await run.settle_down()
         after = now(run, channel)
@@ -90,7 +97,7 @@ async def test_a_claim_of_the_merchant_moves_the_channel_and_what_it_has_left(at
         assert (after.claimed, after.count, after.signed) == (3 * PRICE, 3 * PRICE, 3 * PRICE)
         assert after.capacity == channel.capacity
         assert after.phase is ChannelPhase.OPEN
-        assert at.held() == in_channel(run) == DEPOSIT - 3 * PRICE
+        assert at.held() - 40 * ADA == in_channel(run) == DEPOSIT - 3 * PRICE
         await buy(run, at, after)
 
 
@@ -275,3 +282,44 @@ def promised(channel: Channel, intent: str, now_ms: int) -> ChannelCall:
         *(0, "pay_call", channel.id, APP, intent, channel.ref or "", PRICE, PRICE, PRICE, "{}"),
         *(CallState.PROMISED, None, now_ms, now_ms),
     )
+
+
+async def test_a_lost_ledger_finds_its_channel_again_and_gets_back_what_is_left(at: ChannelWorld) -> None:
+    async with at.world.run() as run:
+        await run.run_pass()
+        channel = await buy(run, at, await open_channel(run, at), 2)
+        at.mood(claim="sub")
+        await run.settle_down()
+        copy_of(at, now(run, channel), ADA * 3)
+    put(at.world, None)
+    async with at.world.run() as run:
+        await run.run_pass()
+        assert rows.channels_page(run.context.conn, None, 10) == []
+        (found,) = await parts(run).steps.recover(APP)
+        assert (found.id, found.phase) == (channel.id, ChannelPhase.CLOSING)
+        assert await parts(run).steps.recover(APP) == []
+        await run.settle_down()
+        await unfreeze(run.context, APP)  # the ledger does not know its own opening either
+        await run.settle_down(2)
+        at.world.clock.ahead_ms += 1_300_000
+        await run.settle_down(3)
+        ended = now(run, channel)
+        assert (ended.phase, ended.returned) == (ChannelPhase.ENDED, DEPOSIT - 2 * PRICE)
+        assert at.held() == 3 * ADA
+        assert in_channel(run) == 0
+        assert run.owned() == at.world.on_chain()
+
+
+def copy_of(at: ChannelWorld, channel: Channel, lovelace: int) -> None:
+    """Somebody else pays the script with the constants of our channel."""
+    terms = terms_of(channel, at.world.account.address.payment_key_hash)
+    datum = channel_datum(terms, ChannelStage("opened", 0, None))
+    output = {0: script_address(terms.script_hash), 1: lovelace, 2: [1, cbor2.CBORTag(24, datum)]}
+    tx = decode_tx(b"\x84\xa3\x00\x80\x01\x81" + cbor2.dumps(output) + b"\x02\x00\xa0\xf5\xf6")
+
+    def put_copy(devnet: Devnet) -> None:
+        devnet.node.chain.faucet_ids.add(tx.tx_id)
+        devnet.node.chain._admit(tx)
+        devnet.node.make_blocks(1)
+
+    at.world.devnet.run(put_copy)

@@ -65,7 +65,7 @@ class ChannelFollow:
             channel = await self._move(channel, machine.Close(why))
         is_free = not self._context.is_paused and not any(step.is_under_way for step in steps)
         if channel.phase is ChannelPhase.CLOSING and is_free and (due := self._exit_due(at)) is not None:
-            await self._steps.spend(self._context.payment(steps[0].payment_id).app_id, channel, due, at)
+            await self._steps.spend(rows.CHANNELS_APP, channel, due, at)
 
     async def _find(
         self, view: QuorumView, listed: _Listed, channel: Channel, steps: list[rows.ChannelStepRow]

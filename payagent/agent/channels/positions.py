@@ -20,7 +20,7 @@ from payagent.wallet.channel_tx import (
 )
 from payagent.wallet.transaction import MAINNET_PARAMETERS
 
-COINS_PER_UTXO_BYTE = MAINNET_PARAMETERS.coins_per_utxo_byte
+LOVELACE_PER_BYTE = MAINNET_PARAMETERS.coins_per_utxo_byte
 
 
 class ChannelUtxo(NamedTuple):
@@ -32,7 +32,7 @@ class ChannelUtxo(NamedTuple):
 
     @property
     def position(self) -> Position:
-        stage, most = self.output.stage, capacity(self.output, COINS_PER_UTXO_BYTE)
+        stage, most = self.output.stage, capacity(self.output, LOVELACE_PER_BYTE)
         return Position(self.ref, most, None if stage.name == "settled" else stage.subbed, stage.elapse_at_ms)
 
 
@@ -54,13 +54,19 @@ def terms_of(channel: Channel, consumer: bytes) -> ChannelTerms:
     )
 
 
-def alike(channel: Channel, consumer: bytes, utxos: Iterable[ChainUtxo]) -> list[ChannelUtxo]:
-    """The outputs with the channel's constants: the one at its last known place alone, if it is there."""
+def read_channels(utxos: Iterable[ChainUtxo]) -> list[ChannelUtxo]:
+    """The outputs that are channels. Others are left out: anybody can pay the address, with any datum."""
     found = []
     for utxo in utxos:
-        with suppress(ValueError):  # anybody can pay the address, with any datum
+        with suppress(ValueError):
             terms, stage = decode_datum(bytes.fromhex(utxo.datum or ""))
-            if terms == terms_of(channel, consumer):
-                output = ChannelOutput(terms, stage, utxo.lovelace, utxo.assets.get(terms.asset, 0))
-                found.append(ChannelUtxo(utxo.ref, (bytes.fromhex(utxo.tx_id), utxo.index), output))
+            output = ChannelOutput(terms, stage, utxo.lovelace, utxo.assets.get(terms.asset, 0))
+            found.append(ChannelUtxo(utxo.ref, (bytes.fromhex(utxo.tx_id), utxo.index), output))
+    return found
+
+
+def alike(channel: Channel, consumer: bytes, utxos: Iterable[ChainUtxo]) -> list[ChannelUtxo]:
+    """The outputs with the channel's constants: the one at its last known place alone, if it is there."""
+    terms = terms_of(channel, consumer)
+    found = [utxo for utxo in read_channels(utxos) if utxo.output.terms == terms]
     return [utxo for utxo in found if utxo.ref == channel.ref] or found

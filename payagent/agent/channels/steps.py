@@ -8,7 +8,8 @@ Never: signs a step that no commit has admitted; pays a call; follows a step.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from itertools import islice
 
 from payagent.agent.base.chain_view import TTL_CAP_S
@@ -16,12 +17,19 @@ from payagent.agent.base.config import AgentConfig, MerchantConfig
 from payagent.agent.base.ports import Signatures
 from payagent.agent.base.requests import AdmittedPayment, TransferRequest, digest
 from payagent.agent.channels.moves import move
-from payagent.agent.channels.positions import COINS_PER_UTXO_BYTE, ChannelUtxo, address_of, alike, terms_of
+from payagent.agent.channels.positions import (
+    LOVELACE_PER_BYTE,
+    ChannelUtxo,
+    address_of,
+    alike,
+    read_channels,
+    terms_of,
+)
 from payagent.agent.context import AgentContext
 from payagent.agent.pay.lookup import find_payment
 from payagent.agent.payments.lifecycle import PaymentLifecycle
 from payagent.agent.payments.sign import PaymentSigner
-from payagent.chain.provider import Found, Read, T
+from payagent.chain.provider import ChainUtxo, Found, Read, T
 from payagent.chain.throttled_provider import ThrottledProvider
 from payagent.core.aggregate import PaymentRow
 from payagent.core.channel import Channel, ChannelPhase, Close
@@ -30,9 +38,10 @@ from payagent.core.problems import Refused
 from payagent.dialects.x402_batch import ChannelOffer
 from payagent.settings.schema import MerchantChannelSettings
 from payagent.store.db.unit import Connection, Unit
+from payagent.store.rows import apps, writes
 from payagent.store.rows import channels as rows
 from payagent.wallet import channel_tx
-from payagent.wallet.channel_build import ScriptParameters, StepOrder, build_step, plan_of
+from payagent.wallet.channel_build import ScriptParameters, StepOrder, build_step, language_views, plan_of
 from payagent.wallet.transaction import TxPlan
 from payagent.wallet.utxo_index import Utxo, UtxoIndex
 
@@ -94,8 +103,8 @@ class ChannelSteps:
             updated_at_ms=now_ms,
         )
         self._require_room(context.conn, channel, units, now_ms)
-        output = channel_tx.opened(terms_of(channel, config.own.payment_key_hash), units, COINS_PER_UTXO_BYTE)
-        if not channel_tx.capacity(output, COINS_PER_UTXO_BYTE):
+        output = channel_tx.opened(terms_of(channel, config.own.payment_key_hash), units, LOVELACE_PER_BYTE)
+        if not channel_tx.capacity(output, LOVELACE_PER_BYTE):
             raise Refused("channel_full", "a channel keeps more than that until it ends")
         # without a provider that shows the script, the channel could not be closed
         await self._first(lambda one: one.script(channel.script_hash))
@@ -110,6 +119,52 @@ class ChannelSteps:
         """Close an open channel. What is left returns by itself after the withdraw delay. No limit refuses it."""
         return await self._order(app_id, channel_id, "close", 0, key, Close(None))
 
+    async def recover(self, app_id: str) -> list[Channel]:
+        """Take in our channels that the ledger lacks, as closing: the next passes get back what is left of them.
+
+        What they promised is not known, so all of it counts as signed. Returns them. Refused: `chain_not_ready`.
+        """
+        context, config, taken = self._context, self._context.config, []
+        known = {one.id for _, one in rows.channels_page(context.conn, None, 2**31)}
+        merchants = config.merchants.items()
+        origins = {key: at for at, one in merchants if one.channel for key in one.channel.provider_keys}
+        scripts = () if config.channels is None else config.channels.scripts
+        for utxo in [utxo for script in scripts for utxo in read_channels(await self._listed(script))]:
+            terms, held = utxo.output.terms, utxo.output.stage.subbed + utxo.output.lovelace
+            is_new = terms.consumer == config.own.payment_key_hash and terms.tag.hex() not in known
+            if is_new and terms.provider.hex() in origins and await self._is_opened_by_us(utxo):
+                channel = Channel(
+                    *(terms.tag.hex(), origins[terms.provider.hex()], config.account, terms.asset),
+                    *(terms.provider.hex(), terms.script_hash.hex(), terms.iou_key.hex(), terms.close_period_ms),
+                    *("", context.ports.clock.now_ms(), ChannelPhase.CLOSING),
+                    ref=utxo.ref,
+                    deposited=held,
+                    signed=held,
+                    problem="the ledger did not have it",
+                )
+                await context.write("recover", partial(_take_in, channel, app_id))
+                taken.append(channel)
+        return taken
+
+    async def _is_opened_by_us(self, utxo: ChannelUtxo) -> bool:
+        """Whether a channel descends from an opening of this wallet: anybody can copy its constants.
+
+        The opening spent the input that the tag is made of, and only our key could spend that.
+        """
+        terms, tx_ids = utxo.output.terms, [utxo.ref.partition("#")[0]]
+        for tx_id in tx_ids:
+            spent = [ref.split("#") for ref in await self._spent(tx_id, self._context.config.own.text)]
+            if terms.tag in {
+                channel_tx.channel_tag(bytes.fromhex(made_by), int(index)) for made_by, index in spent
+            }:
+                return True
+            before = await self._spent(tx_id, address_of(terms.script_hash.hex()).text)
+            tx_ids += {ref.partition("#")[0] for ref in before} - {*tx_ids}
+        return False
+
+    async def _spent(self, tx_id: str, address: str) -> Iterable[str]:
+        return (await self._first(lambda one: one.movement(tx_id, address))).spent
+
     async def _order(
         self, app_id: str, channel_id: str, step: str, units: int, key: str | None, by: Close | None = None
     ) -> Made:
@@ -118,8 +173,7 @@ class ChannelSteps:
         channel = rows.channel(self._context.conn, channel_id)
         if channel.phase is not ChannelPhase.OPEN:
             raise Refused("wrong_state", f"the channel is {channel.phase}, not open")
-        address = address_of(channel.script_hash).text
-        listed = await self._first(lambda provider: provider.script_utxos(address))
+        listed = await self._listed(channel.script_hash)
         found = alike(channel, self._context.config.own.payment_key_hash, listed)
         if len(found) != 1:
             raise Refused("chain_not_ready", f"the provider shows {len(found)} outputs of the channel, not one")
@@ -144,7 +198,14 @@ class ChannelSteps:
         outputs = {"add": channel_tx.added(at.output, units), "close": channel_tx.closed(at.output, ttl_ms)}
         code = await self._first(lambda one: one.script(channel.script_hash))
         order = StepOrder(
-            *(step, own.raw, await self._choose(units, 2), ttl_slot, (at.tx_ref, at.output), outputs.get(step)),
+            *(
+                step,
+                own.raw,
+                await self._choose(units, 2 if step == "add" else 1),
+                ttl_slot,
+                (at.tx_ref, at.output),
+                outputs.get(step),
+            ),
             start_slot=first_slot if step == "elapse" else None,
             script=code.script,
             scripts=ScriptParameters(code.cost_model),
@@ -180,6 +241,7 @@ class ChannelSteps:
                 rows.add_channel(unit, channel)
             if any(one.is_under_way for one in rows.steps_of(unit.conn, channel.id)):
                 raise Refused("wrong_state", "another transaction of the channel is under way")
+            apps.ensure_own(unit, app_id, "channel exits", now_ms)
             admitted = context.admission.admit_transfer(unit, request, planned, now_ms)
             rows.add_step(unit, ids.payment, channel.id, step, units)
             writes.note(
@@ -197,9 +259,9 @@ class ChannelSteps:
             return admitted
 
         async def signed() -> bytes:
-            signature = await self._signer.channel(
-                "step", tag=channel.id, asset=channel.asset, provider=channel.provider, transaction=raw.hex()
-            )
+            place = {"tag": channel.id, "asset": channel.asset, "provider": channel.provider}
+            views = language_views(order.scripts.cost_model).hex()
+            signature = await self._signer.channel("step", **place, transaction=raw.hex(), views=views)
             return channel_tx.signed_step(raw, self._signer.public_key, signature)
 
         with self._signing.claim(ids.payment):
@@ -256,12 +318,21 @@ class ChannelSteps:
             raise Refused("not_enough_funds", detail, asset=LOVELACE)
         return chosen
 
+    async def _listed(self, script_hash: str) -> tuple[ChainUtxo, ...]:
+        return await self._first(lambda one: one.script_utxos(address_of(script_hash).text))
+
     async def _first(self, ask: Callable[[ThrottledProvider], Awaitable[Read[T]]]) -> T:
         """What the first provider answers that shows scripts. Refused: `chain_not_ready` if none does."""
         for provider in self._context.submit_providers:
             if isinstance(read := await ask(provider), Found):
                 return read.value
         raise Refused("chain_not_ready", "no provider shows scripts now: a channel needs one of kind blockfrost")
+
+
+def _take_in(channel: Channel, app_id: str, unit: Unit) -> None:
+    rows.add_channel(unit, channel)
+    detail = {"channel": channel.id, "merchant": channel.origin, "signed": str(channel.signed), "app": app_id}
+    writes.note(unit, None, "channel_recover", None, channel.created_at_ms, detail)
 
 
 def _locked(conn: Connection, channel: Channel) -> int:

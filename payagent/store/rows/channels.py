@@ -19,6 +19,9 @@ _STEP = """
 SELECT s.payment_id, s.channel_id, s.step, s.units, s.is_booked, p.state
 FROM channel_steps s JOIN payments p ON p.id = s.payment_id"""
 
+CHANNELS_APP = "app_channels"
+"""The app of the steps that payagent makes by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelStepRow:
