@@ -331,7 +331,7 @@ class ChannelSteps:
 
 def _take_in(channel: Channel, app_id: str, unit: Unit) -> None:
     rows.add_channel(unit, channel)
-    detail = {"channel": channel.id, "merchant": channel.origin, "signed": str(channel.signed), "app": app_id}
+    detail = {"channel": channel.id, "merchant": channel.origin, "signed": str(channel.signed), "by": app_id}
     writes.note(unit, None, "channel_recover", None, channel.created_at_ms, detail)
 
 
