@@ -245,7 +245,11 @@ class ChannelSteps:
             admitted = context.admission.admit_transfer(unit, request, planned, now_ms)
             rows.add_step(unit, ids.payment, channel.id, step, units)
             writes.note(
-                *(unit, None, "channel_ordered", None, now_ms),
+                unit,
+                None,
+                "channel_ordered",
+                None,
+                now_ms,
                 {
                     "by": app_id,
                     "merchant": channel.origin,
