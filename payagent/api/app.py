@@ -28,6 +28,7 @@ from payagent.api.models.openapi import add_schemas
 from payagent.api.routes import (
     approvals,
     apps,
+    channels,
     dashboard,
     events,
     ledger,
@@ -49,7 +50,7 @@ from payagent.core.problems import Refused
 
 ROOMS = (
     payments, approvals, events, log, notifications, merchants, wallet, limits, apps, pause, prepaid,
-    ledger, reconcile, dashboard,
+    channels, ledger, reconcile, dashboard,
 )  # fmt: skip
 """Modules whose routers the application includes, besides those of `health` and `metrics`."""
 

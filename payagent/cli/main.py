@@ -24,6 +24,7 @@ from payagent.core.version import VERSION
 COMMANDS = {
     "app": ("apps", "Manage the apps that may pay."),
     "backup": ("backup", "Write ledger and keystore to one new FILE."),
+    "channels": ("channels", "Pay small calls by channels."),
     "dashboard": ("dashboard", "Print a link that opens the dashboard once."),
     "doctor": ("doctor", "Check everything that a payment needs."),
     "fetch": ("fetch", "Send an HTTP request, and pay if it costs money."),
@@ -50,7 +51,7 @@ COMMANDS = {
 
 GROUPS = {
     "Set up and run": "init serve doctor status demo devnet",
-    "Pay": "fetch pay proxy mcp payments prepaid wallet",
+    "Pay": "fetch pay proxy mcp payments prepaid channels wallet",
     "Set rules": "merchants limits app pause resume notifications dashboard",
     "Keep books": "ledger log backup restore store",
     "In your shell": "completion",

@@ -174,8 +174,8 @@ class Terminal:
 
     def say_more(self, answer: Mapping[str, Any]) -> None:
         """Say how to see the next page, if there is one."""
-        if answer.get("cursor"):
-            self.say(f"More: --cursor {answer['cursor']}")
+        if cursor := answer.get("cursor") or answer.get("next"):
+            self.say(f"More: --cursor {cursor}")
 
     def marked(self, mark: str, tone: Tone, text: str, hang: str = "    ") -> None:
         """Write a line of data that begins with a word in the colour of its tone."""

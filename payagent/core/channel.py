@@ -174,6 +174,11 @@ class Channel:
         """What the merchant may still take of what is locked."""
         return max(self.signed - self.claimed, 0) if self.phase in LOCKED else 0
 
+    @property
+    def locked(self) -> int:
+        """What it holds now: what was locked in it, less what the merchant took."""
+        return max(self.deposited - self.claimed, 0) if self.phase in LOCKED else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Position:

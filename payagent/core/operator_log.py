@@ -21,6 +21,7 @@ LogKind = Literal[
     "signing",
     "config",
     "topups",
+    "channels",
     "chats",
     "decisions",
     "refusals",
@@ -37,6 +38,7 @@ KINDS: Mapping[LogKind, tuple[str, ...]] = {
     "signing": ("paused", "resumed", "unfrozen"),
     "config": ("config_read",),
     "topups": ("topup_opened", "topup_stopped"),
+    "channels": ("channel_ordered", "channel_recover"),
     "chats": ("chat_paired", "chat_unpaired"),
     "decisions": ("reserve", "deny"),
     "refusals": ("refused", "reject"),
@@ -119,6 +121,10 @@ _SENTENCES: Mapping[str, Callable[[Entry, Entry], str]] = {
     "config_read": _changes,
     "topup_opened": _topup,
     "topup_stopped": lambda _, detail: f"stopped top-up {detail['topup']}: {detail['code']}",
+    "channel_ordered": lambda entry, detail: (
+        f"ordered to {'add to' if detail['step'] == 'add' else detail['step']} the channel at {entry['merchant']}"
+    ),
+    "channel_recover": lambda entry, _: f"recovered the channel at {entry['merchant']} from the chain",
     "chat_paired": lambda _, detail: f"paired chat {detail['chat']} with {detail['target']}",
     "chat_unpaired": lambda _, detail: f"unpaired chat {detail['chat']} from {detail['target']}",
     "refused": _refusal,

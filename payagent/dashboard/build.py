@@ -13,6 +13,7 @@ from payagent.api.http.sessions import Sessions
 from payagent.dashboard import pages
 from payagent.dashboard.app import Dashboard
 from payagent.dashboard.decide import LinkPages
+from payagent.dashboard.pages import channels
 from payagent.dashboard.render import Renderer
 from payagent.dashboard.sign_in import SignInPages
 from payagent.store.rows import apps, writes
@@ -44,7 +45,7 @@ def create_dashboard(
     devnet. `daemon`: what the settings page tells of this process.
     """
     context = fleet.context
-    network = context.config.network.name
+    network, has_channels = context.config.network.name, context.config.channels is not None
     renderer = Renderer(
         network="devnet" if is_devnet else network,
         explorer=explorer_url or ("" if is_devnet else _EXPLORERS.get(network, "")),
@@ -67,6 +68,6 @@ def create_dashboard(
         context.ports.new_id,
         renderer,
         note,
-        [one for module in MODULES for one in module.PAGES],
+        [one for module in MODULES if module is not channels or has_channels for one in module.PAGES],
         open_routes,
     )

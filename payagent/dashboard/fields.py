@@ -34,7 +34,8 @@ _CONTROLS = {
 }
 """What the pages say in place of a command: they have its control."""
 _COMMANDS = re.compile(
-    r"(?:^|(?<=\. ))[^.]*payagent (?:app|limits|log|merchants|payments|prepaid|resume|wallet)\b[^.]*(?:\. ?|$)"
+    r"(?:^|(?<=\. ))[^.]*payagent "
+    r"(?:app|channels|limits|log|merchants|payments|prepaid|resume|wallet)\b[^.]*(?:\. ?|$)"
 )
 
 

@@ -52,6 +52,10 @@ SENTENCES = [
         {"changed": {"limits.per_week": {"from": None, "to": "5 ADA"}, "merchants.t": {"from": "t", "to": None}}},
         "read the config file again: limits.per_week from no limit to 5 ADA, merchants.t from t to nothing",
     ),
+    ("channel_ordered", {"channel": "ab", "step": "open", "units": "5000000"}, "ordered to open the channel at t"),
+    ("channel_ordered", {"channel": "ab", "step": "add", "units": "1"}, "ordered to add to the channel at t"),
+    ("channel_ordered", {"channel": "ab", "step": "close", "units": "0"}, "ordered to close the channel at t"),
+    ("channel_recover", {"channel": "ab", "signed": "0"}, "recovered the channel at t from the chain"),
     ("topup_opened", {"topup": "top_1", "unit": "calls", "units": "1"}, "ordered a top-up at t: 1 call"),
     (
         "topup_opened",

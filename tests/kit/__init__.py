@@ -15,4 +15,5 @@ hostile_402s, hostile_x402, dialect_examples, x402_examples, commitments, retry_
 blockfrost_rows, submit_answers, signer_bodies, bent_transactions
                                     tables of a provider's answers and of transactions
 canaries, effort, event_loop, pages planted secrets, sample sizes, waiting tasks, code blocks of the docs
+channel_rows                        channels in the ledger
 """

@@ -248,6 +248,20 @@ class ChannelSteps:
             apps.ensure_own(unit, app_id, "channel exits", now_ms)
             admitted = context.admission.admit_transfer(unit, request, planned, now_ms)
             rows.add_step(unit, ids.payment, channel.id, step, units)
+            writes.note(
+                unit,
+                None,
+                "channel_ordered",
+                None,
+                now_ms,
+                {
+                    "by": app_id,
+                    "merchant": channel.origin,
+                    "channel": channel.id,
+                    "step": step,
+                    "units": str(units),
+                },
+            )
             if by is not None:
                 move(unit, rows.channel(unit.conn, channel.id), by, now_ms)
             return admitted
@@ -328,7 +342,7 @@ def _take_in(channel: Channel, app_id: str, unit: Unit) -> None:
         rows.forget_steps(unit, channel.id)
     else:
         rows.add_channel(unit, channel)
-    detail = {"channel": channel.id, "merchant": channel.origin, "signed": str(channel.signed), "app": app_id}
+    detail = {"channel": channel.id, "merchant": channel.origin, "signed": str(channel.signed), "by": app_id}
     writes.note(unit, None, "channel_recover", None, channel.created_at_ms, detail)
 
 

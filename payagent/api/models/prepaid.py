@@ -55,14 +55,17 @@ def _configured(merchant: object, info: ValidationInfo[AgentConfig]) -> str:
     return str(origin)
 
 
+ConfiguredMerchant = Annotated[
+    str,
+    PlainValidator(_configured),
+    WithJsonSchema({"type": "string", "description": "Its name in the config, or its origin."}),
+]
+
+
 class CreateTopup(RequestBody):
     """Raise the balance at a merchant until `units` are paid without fees. With `calls` for `asset`: bought."""
 
-    merchant: Annotated[
-        str,
-        PlainValidator(_configured),
-        WithJsonSchema({"type": "string", "description": "Its name in the config, or its origin."}),
-    ]
+    merchant: ConfiguredMerchant
     asset: GivenUnit = LOVELACE
     units: Annotated[GivenUnits, InSupply]
     request: TopupRequest = absent("Without it the request of merchants.NAME.topup is made.")
