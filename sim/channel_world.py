@@ -149,8 +149,9 @@ class ChannelWorld(World):
         return Caps(self._settings(), providers, self.locked_max, self.deposit)
 
     def _settings(self) -> ChannelSettings:
-        return ChannelSettings(
-            enabled=True, scripts=(SCRIPT_HASH.hex(),), locked_max=f"{3 * self.deposit} lovelace"
+        most = f"{3 * self.deposit} lovelace"
+        return ChannelSettings.model_validate(
+            {"enabled": True, "scripts": (SCRIPT_HASH.hex(),), "locked_max": most}
         )
 
     def _terms(self) -> AgentConfig:
