@@ -130,6 +130,12 @@ def test_no_row_of_an_account_changes_in_a_session_that_does_not_hold_it(world: 
         of_the_wallet = " WHERE account = 'wallet'" if table == "postings" else ""
         change = f"UPDATE {table} SET {column} = {column}{of_the_wallet}"
         with rolled_back(world):
+            if table == "channels":
+                change = "INSERT INTO channels(account) VALUES (0)"
+            elif table == "channel_steps":
+                change = "INSERT INTO channel_steps(payment_id) SELECT id FROM payments LIMIT 1"
+            elif table == "channel_calls":  # its account is its channel's, and there is none
+                continue
             world.execute("SET payagent.holder = 'another'")
             assert "this daemon does not hold the account" in (refusal(world, change) or ""), table
 
