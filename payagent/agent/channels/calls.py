@@ -318,7 +318,8 @@ class ChannelCalls(Deliveries):
     ) -> None:
         """Ask for the count, under the channel's lock, and decide the call without an answer by it.
 
-        The voucher is for what is counted, or for one call if that is nothing. Its answer is dropped.
+        The voucher is for what is counted, or for 1 if that is nothing: no call costs that, so the merchant cannot
+        serve it. Its answer is dropped.
         Refused: `channel_busy` if the merchant does not tell, `channel_disputed`, `merchant_unreachable`.
         """
         context, request = self._context, payment_request.request
@@ -326,7 +327,7 @@ class ChannelCalls(Deliveries):
         untold = Refused("channel_busy", f"{merchant.name} does not tell the count of its channel")
         if request is None or self._merchants is None:
             raise untold
-        voucher = await self._voucher(channel, channel.count or min(offer.price, channel.signed))
+        voucher = await self._voucher(channel, channel.count or 1)
         proof = voucher_headers(offer.echo, voucher, context.ports.new_id("int"))
         reply = await self._merchants.call(
             *(merchant.origin + request.path, request.method),
@@ -497,7 +498,11 @@ def _learn(
         return False
     if verdict is VoucherVerdict.CLOSE:
         move(unit, channel, Close(f"its merchant takes no more vouchers: {reason}"), now_ms)
-    if (shown := _shown(verdict, response, voucher)) is None:
+    shown = _shown(verdict, response, voucher)
+    is_denied = verdict in (VoucherVerdict.ADOPT, VoucherVerdict.REFUSE)
+    if shown is None and is_over and is_denied and not channel.count:
+        shown = 0, voucher.amount, voucher.signature  # a merchant with a record of the channel would have shown it
+    if shown is None:
         return False
     count, amount, signature = shown
     is_ours = is_iou(voucher.iou_key, voucher.channel_id, amount, signature)
