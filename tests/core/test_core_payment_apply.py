@@ -343,6 +343,14 @@ def test_confirming_posts_the_spend_and_a_rollback_takes_all_of_it_back() -> Non
     assert only(lost, Free).what is FreeSet.TAKE
 
 
+def test_what_a_step_of_a_channel_takes_is_posted_to_the_channel() -> None:
+    nothing = InvoicePart(None, None, None, None, None, None, None, "tx_hash", False, None, None)
+    row = replace(ROW, kind="send", intent=IntentPart("int", "req", True, ORIGIN), invoice=nothing)
+    book = only(apply(at(State.IN_BLOCK, replace(PAYMENT, row=row)), confirm()), Book)
+    accounts = {posting.account: posting.units for posting in book.entry.postings}
+    assert accounts[f"channel:{ORIGIN}"] == 2_000_000
+
+
 def test_a_block_lost_before_anything_was_posted_touches_no_books() -> None:
     unmade = replace(INPUT, row=replace(INPUT.row, source="change", state="spent"))
     ours = at(State.IN_BLOCK, utxos={"d0#0": unmade, "t1#0": OwnUtxo(utxo("t1#0", 1, "available"), None, None)})
