@@ -300,11 +300,10 @@ async def test_a_lost_ledger_finds_its_channel_again_and_gets_back_what_is_left(
     async with at.world.run() as run:
         await run.run_pass()
         assert rows.channels_page(run.context.conn, None, 10) == []
+        await unfreeze(run.context, APP)  # the ledger does not know its own opening either
         (found,) = await parts(run).steps.recover(APP)
         assert (found.id, found.phase) == (channel.id, ChannelPhase.CLOSING)
         assert await parts(run).steps.recover(APP) == []
-        await run.settle_down()
-        await unfreeze(run.context, APP)  # the ledger does not know its own opening either
         await run.settle_down(2)
         at.world.clock.ahead_ms += 1_300_000
         await run.settle_down(3)

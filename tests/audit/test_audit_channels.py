@@ -212,10 +212,9 @@ async def test_a_recovered_channel_has_books_that_agree_until_its_end(at: Channe
     put(at.world, None)
     async with at.world.run() as run:
         await run.run_pass()
+        await unfreeze(run.context, APP)
         await parts(run).steps.recover(APP)
         assert found(run) == []
-        await run.settle_down()
-        await unfreeze(run.context, APP)
         await run.settle_down(2)
         assert (found(run), await compared(run)) == ([], ([], []))
         at.world.clock.ahead_ms += 1_300_000
@@ -300,7 +299,7 @@ ENTRY = "(SELECT MAX(id) FROM entries WHERE kind = 'use')"
         ("UPDATE channels SET phase = 'closing' WHERE phase = 'open'", "channels", "by its events"),
         ("UPDATE channels SET phase = 'closing' WHERE phase = 'ended'", "channels", "by its events"),
         ("UPDATE channels SET deposited = deposited + 1 WHERE phase = 'open'", "channels", "is booked as locked"),
-        ("UPDATE channels SET returned = returned - 1 WHERE phase = 'ended'", "channels", "is booked as locked"),
+        ("UPDATE channels SET returned = returned - 1 WHERE phase = 'ended'", "balances", "its channels hold"),
         (
             "UPDATE channels SET claimed = 1 WHERE phase = 'ended'",
             "channels",

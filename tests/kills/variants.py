@@ -23,7 +23,7 @@ def leave_then_persist(_settings: Settings) -> None:
     """Sends a transaction before its attempt is durable (against "persist first")."""
 
     class Hasty(PaymentSigner):
-        async def sign(self, payment_id: str, plan: TxPlan) -> None:
+        async def sign(self, payment_id: str, plan: TxPlan, signed: object = None) -> None:
             signature = await self._signer.signature(plan.body, plan.paid)
             raw = assemble(plan, self._signer.public_key, signature)
             await self._context.all_providers[0].submit(raw, plan.tx_id)

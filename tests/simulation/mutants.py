@@ -164,11 +164,11 @@ def without_guards_of(stack: ExitStack, *names: str) -> None:
 def _record_after_submit(stack: ExitStack) -> None:
     real = PaymentSigner.sign
 
-    async def sign(self: PaymentSigner, payment_id: str, plan: Any) -> None:
+    async def sign(self: PaymentSigner, payment_id: str, plan: Any, signed: Any = None) -> None:
         raw = await self.sign_and_check(payment_id, plan)
         if not self._context.payment(payment_id).invoice.merchant_submits:
             await self._context.all_providers[0].submit(raw, plan.tx_id)
-        await real(self, payment_id, plan)
+        await real(self, payment_id, plan, signed)
 
     put(stack, PaymentSigner, "sign", sign)
 

@@ -561,6 +561,9 @@ class Soak:
     def merchants(self) -> MerchantClient:
         return MerchantClient(SimTransport(self.shops))
 
+    def channel_signer(self) -> None:
+        return None
+
     def committed(self, conn: Connection, *, synced: bool) -> None:
         self.judge.committed(conn, synced=synced)
 

@@ -15,7 +15,16 @@ from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection
 from payagent.store.db.schema import MIGRATIONS, migrations_after, newest_migration
 
-EMPTIED = ("address_pins", "daemons", "limits", "merchants", "notification_cursors", "reservations", "utxos")
+EMPTIED = (
+    "address_pins",
+    "channel_steps",
+    "daemons",
+    "limits",
+    "merchants",
+    "notification_cursors",
+    "reservations",
+    "utxos",
+)
 """The tables whose rows a daemon deletes."""
 
 
