@@ -327,7 +327,7 @@ class ChannelCalls(Deliveries):
         untold = Refused("channel_busy", f"{merchant.name} does not tell the count of its channel")
         if request is None or self._merchants is None:
             raise untold
-        voucher = await self._voucher(channel, channel.count or 1)
+        voucher = await self._voucher(channel, channel.count or min(1, channel.signed))
         proof = voucher_headers(offer.echo, voucher, context.ports.new_id("int"))
         reply = await self._merchants.call(
             *(merchant.origin + request.path, request.method),
