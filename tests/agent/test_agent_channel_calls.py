@@ -20,6 +20,7 @@ from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Scope
 from payagent.core.problems import Refused
 from payagent.dialects import HttpResponse, parse_response
+from payagent.store.db.ceiling_file import CeilingFile
 from payagent.store.rows import channels, limit_counters, pauses
 
 
@@ -262,6 +263,14 @@ async def test_the_ceiling_is_ahead_of_every_voucher_and_private(shop: Shop) -> 
         await at.call()
         at.calls.stop()
         assert file.read_text() == f'{{"{TAG}": {PRICE}}}\n'
+
+
+def test_a_ceiling_file_that_is_not_json_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "channels.json").write_text('{"17')
+    with pytest.raises(Refused) as refused:
+        CeilingFile(tmp_path / "channels.json")
+    assert refused.value.code == "config_invalid"
+    assert "channels.json is not JSON. Nothing was signed" in refused.value.message
 
 
 # --- moods

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from payagent.core.problems import Refused
 from payagent.secret_file import make_secret_file, put_in_place
 
 
@@ -17,11 +18,22 @@ def ceiling_file(account: int) -> str:
 
 
 class CeilingFile:
-    """The file, read once: a sandboxed daemon cannot open what it created itself (`payagent.sandbox`)."""
+    """The file, read once: a sandboxed daemon cannot open what it created itself (`payagent.sandbox`).
+
+    Refused `config_invalid` if it is not JSON.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.known: dict[str, int] = json.loads(path.read_bytes()) if path.exists() else {}
+        try:
+            self.known: dict[str, int] = json.loads(path.read_bytes()) if path.exists() else {}
+        except ValueError:
+            raise Refused(
+                "config_invalid",
+                f"{path} is not JSON",
+                money="Nothing was signed, and the channels keep what is locked in them.",
+                fix="If the ledger is not an older copy, remove the file and start again.",
+            ) from None
 
     def write(self, ceilings: Mapping[str, int]) -> None:
         """Replace the file, durably. Refused `config_invalid` if it cannot be written."""
