@@ -13,6 +13,7 @@ from dataclasses import astuple
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 from payagent.agent.base.config import AgentConfig, MerchantConfig, TopupSource
 from payagent.agent.chain_sync.external_spends import unfreeze
@@ -31,6 +32,7 @@ from payagent.devnet.merchant_api import TOP_UP
 from payagent.devnet.x402_terms import X402
 from payagent.outbound.merchant_client import MerchantClient
 from payagent.signer.channels import Channels
+from payagent.store.db import lease as lease_file
 from payagent.store.db.lease import lease
 from payagent.store.db.unit import Connection
 from payagent.store.rows import attempts_and_utxos as queries
@@ -361,7 +363,8 @@ class World:
             (folder / linked).unlink(missing_ok=True)
             (folder / linked).hardlink_to(self.disk.folder / linked)
         try:
-            with lease(folder, self.disk.leased):
+            # it would wait in real time for the keystore's lock
+            with patch.object(lease_file, "_PAUSE_S", 0), lease(folder, self.disk.leased):
                 self.story.violate("I6", f"a second daemon starts in {folder.name} beside the first")
         except Refused as refused:
             self.story.reach(f"a second daemon is refused: {refused.name}")

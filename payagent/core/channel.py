@@ -94,7 +94,7 @@ _NOTHING_LOCKED = ChannelEffect(ChannelPhase.VOID, ChannelBooks.UNUSE, ChannelAl
 
 EFFECTS: Mapping[tuple[ChannelPhase, ChannelEvent], ChannelEffect] = {
     (ChannelPhase.OPENING, ChannelEvent.OPENED): ChannelEffect(
-        ChannelPhase.OPEN, alert=ChannelAlert.IF_OVERCLAIMED
+        ChannelPhase.OPEN, ChannelBooks.USE, ChannelAlert.IF_OVERCLAIMED
     ),
     (ChannelPhase.OPENING, ChannelEvent.OPENING_VOID): _NOTHING_LOCKED,
     (ChannelPhase.OPENING, ChannelEvent.SERVE): _SAME,
@@ -108,7 +108,9 @@ EFFECTS: Mapping[tuple[ChannelPhase, ChannelEvent], ChannelEffect] = {
     (ChannelPhase.OPEN, ChannelEvent.CLOSE): ChannelEffect(ChannelPhase.CLOSING, alert=ChannelAlert.IF_TROUBLED),
     # a rollback may take the opening with the transaction that closed the channel
     (ChannelPhase.CLOSING, ChannelEvent.OPENING_LOST): _SAME,
-    (ChannelPhase.CLOSING, ChannelEvent.OPENED): _MOVED,
+    (ChannelPhase.CLOSING, ChannelEvent.OPENED): ChannelEffect(
+        books=ChannelBooks.USE, alert=ChannelAlert.IF_OVERCLAIMED
+    ),
     (ChannelPhase.CLOSING, ChannelEvent.OPENING_VOID): _NOTHING_LOCKED,
     (ChannelPhase.CLOSING, ChannelEvent.SERVE): _SAME,
     (ChannelPhase.CLOSING, ChannelEvent.MOVE): _MOVED,
@@ -118,6 +120,10 @@ EFFECTS: Mapping[tuple[ChannelPhase, ChannelEvent], ChannelEffect] = {
     ),
     (ChannelPhase.ENDED, ChannelEvent.END_LOST): ChannelEffect(
         ChannelPhase.CLOSING, ChannelBooks.USE_AGAIN, ChannelAlert.IF_TROUBLED
+    ),
+    # a deep rollback may undo what spent the opening's nonce UTxO; the merchant may have another channel by now
+    (ChannelPhase.VOID, ChannelEvent.OPENED): ChannelEffect(
+        ChannelPhase.CLOSING, ChannelBooks.USE_AGAIN, ChannelAlert.IF_OVERCLAIMED
     ),
 }
 """What each event does, by the state before it. A pair that is not here changes nothing: `apply` refuses it."""
@@ -221,11 +227,18 @@ class Moved(ChannelMove):
 
 @dataclass(frozen=True, slots=True)
 class Opened(Moved):
+    """`ceiling`: the most that was ever promised, if this ledger is older and may have forgotten it; else 0."""
+
     event = ChannelEvent.OPENED
     deposited: int
+    ceiling: int = 0
 
     def sets(self, channel: Channel) -> dict[str, Any]:
-        return Moved.sets(self, channel) | {"deposited": self.deposited}
+        return Moved.sets(self, channel) | {
+            "deposited": self.deposited,
+            "signed": max(channel.signed, min(self.ceiling, self.position.capacity)),
+            "is_count_known": channel.is_count_known and not self.ceiling,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +359,7 @@ def apply(channel: Channel, move: ChannelMove, now_ms: int) -> tuple[Channel, tu
         None: 0,
         ChannelBooks.USE: after.signed - channel.signed,
         ChannelBooks.UNUSE: after.claimed - after.signed - max(after.deposited - channel.deposited, 0),
-        ChannelBooks.USE_AGAIN: channel.signed - channel.claimed,
+        ChannelBooks.USE_AGAIN: after.signed - channel.claimed,
     }[effect.books]
     entry = ledger.use_channel(after.origin, {after.asset: spent})
     booked = () if entry is None else (Book(entry, ref=after.id),)

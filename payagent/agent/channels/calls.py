@@ -116,7 +116,7 @@ class ChannelCalls(Deliveries):
         """By channel, the last call that got an answer after which it is not presented again."""
         self._shown_ms: dict[str, int] = {}
         """By channel, when the voucher of its last call was given out again."""
-        self._forgotten: dict[str, int] = {}
+        self.forgotten: dict[str, int] = {}
         """The ceilings of channels that were opening at the start: an older ledger forgot their vouchers."""
         self._counted: dict[str, int] = {}
         """By channel, what the limits have counted of its promises. The ceiling of a start is not among it."""
@@ -134,7 +134,7 @@ class ChannelCalls(Deliveries):
                 if ceiling > channel.signed and channel.phase is ChannelPhase.OPEN:
                     channel = move(unit, channel, Promise(ceiling), now_ms)
                 elif channel.phase is ChannelPhase.OPENING and channel.id in ceilings.known:
-                    self._forgotten[channel.id] = ceilings.known[channel.id]
+                    self.forgotten[channel.id] = ceilings.known[channel.id]
                 if channel.signed:
                     channels.doubt(unit, channel.id)
 
@@ -286,9 +286,6 @@ class ChannelCalls(Deliveries):
             async with self._locks[channel.id]:
                 if (row := await self._repeated(payment_request, is_in_turn=True)) is not None:
                     return row, False
-                if channel.id in self._forgotten:
-                    await self._context.write_at("channels_start", partial(self._promise_forgotten, channel.id))
-                    del self._forgotten[channel.id]
                 pending = channels.unanswered_call(conn, channel.id)
                 if pending is None or self._is_silent(merchant, pending):
                     if pending is not None or not channels.channel(conn, channel.id).is_count_known:
@@ -299,13 +296,6 @@ class ChannelCalls(Deliveries):
             left_s = deadline_s - loop.time()
             if left_s <= 0 or not await self._context.changes.wait(pending.id, left_s):
                 raise Refused("channel_busy", f"{pending.id} has no answer yet")
-
-    def _promise_forgotten(self, channel_id: str, unit: Unit, now_ms: int) -> None:
-        channel = channels.channel(unit.conn, channel_id)
-        ceiling = min(self._forgotten[channel_id], channel.capacity)
-        if ceiling > channel.signed:
-            move(unit, channel, Promise(ceiling), now_ms)
-        channels.doubt(unit, channel_id)
 
     def _is_silent(self, merchant: MerchantConfig, call: ChannelCall) -> bool:
         """Whether no answer that counts is to come any more."""
@@ -458,6 +448,8 @@ class ChannelCalls(Deliveries):
         after_s = again_after_s(1) if verdict is VoucherVerdict.RETRY else None
         if after_s is None:
             self._answered[call.channel] = call.id
+        else:  # the caller presents it again, and no other request may have its amount meanwhile
+            self._shown_ms[call.channel] = context.ports.clock.now_ms()
         return context.payment(payment_id), Answered(_SAID[verdict], reason, response.status, after_s)
 
 

@@ -36,10 +36,12 @@ _Listed = dict[str, Read[Listing]]
 
 
 class ChannelFollow:
-    """Follows one account's channels. One `run` at a time."""
+    """Follows one account's channels. One `run` at a time. `ceilings`: of channels that an older ledger opens."""
 
-    def __init__(self, context: AgentContext, lifecycle: PaymentLifecycle, steps: ChannelSteps) -> None:
-        self._context, self._lifecycle, self._steps = context, lifecycle, steps
+    def __init__(
+        self, context: AgentContext, lifecycle: PaymentLifecycle, steps: ChannelSteps, ceilings: dict[str, int]
+    ) -> None:
+        self._context, self._lifecycle, self._steps, self._ceilings = context, lifecycle, steps, ceilings
 
     async def run(self, view: QuorumView) -> None:
         """Follow each channel. What fails for one is logged, and keeps no other from its turn."""
@@ -56,7 +58,9 @@ class ChannelFollow:
         at = None if channel.phase is ChannelPhase.ENDED else await self._find(view, listed, channel, steps)
         openings = [step for step in steps if step.step == "open"]
         for step in steps:
-            event = _event_of(step, at, is_last=step in openings[-1:])
+            event = _event_of(
+                step, at, is_last=step in openings[-1:], ceiling=self._ceilings.get(channel.id, 0)
+            )
             if event is not None and (channel.phase, event.event) in machine.EFFECTS:
                 channel = await self._move(channel, event, step)
         if at is None or channel.phase not in (ChannelPhase.OPEN, ChannelPhase.CLOSING):
@@ -148,7 +152,9 @@ class ChannelFollow:
         return "elapse" if block_ms >= elapse_at_ms else None
 
 
-def _event_of(step: rows.ChannelStepRow, at: positions.ChannelUtxo | None, *, is_last: bool) -> ChannelMove | None:
+def _event_of(
+    step: rows.ChannelStepRow, at: positions.ChannelUtxo | None, *, is_last: bool, ceiling: int
+) -> ChannelMove | None:
     """The event that a step has caused and that its channel has not taken yet.
 
     An opening that is not the last one was never signed: the last one spends the same nonce UTxO.
@@ -157,7 +163,7 @@ def _event_of(step: rows.ChannelStepRow, at: positions.ChannelUtxo | None, *, is
         return machine.OpeningVoid() if step.step == "open" and step.is_over and is_last else None
     ended, units = (machine.EndLost(), machine.Ended(step.units)), step.units
     events: dict[str, tuple[ChannelMove, ChannelMove | None]] = {
-        "open": (machine.OpeningLost(), None if at is None else machine.Opened(at.position, units)),
+        "open": (machine.OpeningLost(), None if at is None else machine.Opened(at.position, units, ceiling)),
         "add": (machine.Added(-units), machine.Added(units)),
         "end": ended,
         "elapse": ended,

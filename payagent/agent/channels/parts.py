@@ -30,4 +30,4 @@ class ChannelParts:
         self.steps = ChannelSteps(context, signing, lifecycle, signer)
         self.offers = self.steps.offers
         self.calls = ChannelCalls(context, intake, lifecycle, signer, self.offers, self.steps.open)
-        self.follow = ChannelFollow(context, lifecycle, self.steps)
+        self.follow = ChannelFollow(context, lifecycle, self.steps, self.calls.forgotten)

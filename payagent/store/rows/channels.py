@@ -92,13 +92,17 @@ def locked_channels(conn: Connection, account: int | None = None) -> list[Channe
 
 
 def followed_channels(conn: Connection, account: int) -> list[Channel]:
-    """Channels of an account that the chain may still change: locked, or ended by what a rollback may take."""
+    """Channels of an account that the chain may still change.
+
+    Those are locked, or ended by what a rollback may take, or void although a rollback confirmed their opening.
+    """
     return find_all(
         conn,
         _channel,
         f"{_CHANNEL} WHERE account = ? AND (phase IN {sql_list(*LOCKED)} OR id IN (SELECT s.channel_id "  # noqa: S608
         "FROM channel_steps s JOIN payments p ON p.id = s.payment_id "
-        "WHERE s.step IN ('end', 'elapse') AND s.is_booked = 1 AND p.state <> 'settled')) ORDER BY seq",
+        "WHERE (s.step IN ('end', 'elapse') AND s.is_booked = 1 AND p.state <> 'settled') "
+        f"OR (s.step = 'open' AND s.is_booked = 0 AND p.state IN {sql_list(*POSTED)}))) ORDER BY seq",
         (account,),
     )
 
