@@ -76,16 +76,16 @@ def _day(ms: int, later: int = 0) -> str:
 
 def beancount(statement: Statement) -> Iterator[str]:
     """Lines that `bean-check` accepts."""
-    yield f'option "title" {_quoted(_title(statement))}'
+    yield f'option "title" {json.dumps(_title(statement))}'
     if statement.first_ms is None or statement.last_ms is None:
         return
     first = _day(statement.first_ms)
     for asset in _assets(statement.closing):
         yield f"{first} commodity {commodity_name(asset)}"
-        yield f"  asset: {_quoted(asset)}"
+        yield f"  asset: {json.dumps(asset)}"
     for account in _accounts(statement.closing):
         yield f"{first} open {account_name(account)}"
-        yield f"  account: {_quoted(account)}"
+        yield f"  account: {json.dumps(account)}"
     if statement.opening:
         yield f'{first} * "opening balances"'
         yield from _lines(statement.opening, "  ", commodity_name)
@@ -99,21 +99,17 @@ def beancount(statement: Statement) -> Iterator[str]:
 def _bean_entry(entry: StatementEntry) -> Iterator[str]:
     row = entry.row
     narration = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
-    payee = f"{_quoted(entry.origin)} " if entry.origin else ""
-    yield f"{_day(row.at_ms)} * {payee}{_quoted(narration)}"
+    payee = f"{json.dumps(entry.origin)} " if entry.origin else ""
+    yield f"{_day(row.at_ms)} * {payee}{json.dumps(narration)}"
     for name, value in (("entry", str(row.id)), ("at", iso_time(row.at_ms)), ("ref", row.ref), ("app", entry.app)):
         if value is not None:
-            yield f"  {name}: {_quoted(value)}"
+            yield f"  {name}: {json.dumps(value)}"
     yield from _lines(row.postings, "  ", commodity_name)
 
 
 def _lines(lines: Iterable[Balance], indent: str, symbol: Callable[[str], str]) -> Iterator[str]:
     for account, asset, units in lines:
         yield f"{indent}{account_name(account)}  {_number(asset, units)} {symbol(asset)}"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text)
 
 
 def hledger(statement: Statement) -> Iterator[str]:

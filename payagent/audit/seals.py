@@ -103,8 +103,7 @@ def check_seals(conn: Connection, noted: Head | None) -> Iterator[AuditFinding |
         if last_seq % PROGRESS_EVERY == 0:
             yield Progress("seals", last_seq)
     for table, rows in tables.items():
-        for number, _ in rows.rest():
-            yield AuditFinding(table, str(number), "no seal covers it")
+        yield from (AuditFinding(table, str(number), "no seal covers it") for number, _ in rows.rest())
     yield from broken
     if not_found is not None:
         yield AuditFinding(
@@ -127,8 +126,7 @@ def _check(seal: books.Seal, prev_hash: str, tables: dict[str, Rows]) -> Iterato
                 "seals", str(seal.seq), f"it begins at {table} {first}; {rows.sealed + 1} was expected"
             )
         unsealed, taken = rows.take(first, last)
-        for number, _ in unsealed:
-            yield AuditFinding(table, str(number), "no seal covers it")
+        yield from (AuditFinding(table, str(number), "no seal covers it") for number, _ in unsealed)
         covered.append(taken)
     texts = [text for rows in covered for _, text in rows]
     if seal_hash(prev_hash, seal.seq, seal.what, seal.marks, texts) != seal.hash:

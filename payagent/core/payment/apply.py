@@ -226,8 +226,7 @@ def _set_holds(
 
 
 def _reserve_inputs(payment: LoadedPayment, event: Any) -> Iterator[Change]:
-    for utxo in event.inputs:
-        yield Free(FreeSet.TAKE, utxo)
+    yield from (Free(FreeSet.TAKE, utxo) for utxo in event.inputs)
     if event.inputs:
         yield Reserve(payment.row.id, tuple(utxo.ref for utxo in event.inputs))
 
