@@ -4,24 +4,26 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
-from kit.agent import ADA, APP, World
-from kit.channel_calls import PRICE, OwnChannels, Shop, channel_shop
+from kit.agent import ADA, APP
+from kit.channel_calls import OwnChannels, Shop, channel_shop
 from kit.fleet_daemons import FleetDaemon, SharedLedger, fleet_daemon
 
 from payagent.agent.base.payment_view import retry_headers
 from payagent.agent.base.requests import MerchantRequest, PaymentRequest
 from payagent.core.aggregate import PaymentRow
 from payagent.core.channel import Channel, ChannelCall, ChannelPhase
+from payagent.core.ledger import merchant_account
+from payagent.core.problems import Refused
 from payagent.devnet.channel_script import SCRIPT_HASH
 from payagent.dialects import parse_answer, parse_response
 from payagent.settings.schema import ChannelSettings, MerchantChannelSettings
-from payagent.store.db.unit import Unit
+from payagent.store.db.unit import Connection, Unit
 from payagent.store.rows import channels
 
 
@@ -30,6 +32,7 @@ class ChannelDaemon:
     """A daemon, and what signs the vouchers of its accounts."""
 
     shop: Shop
+    ledger: SharedLedger
     daemon: FleetDaemon
     signers: dict[int, OwnChannels]
 
@@ -39,7 +42,7 @@ class ChannelDaemon:
         return [amount for one in self.signers.values() for amount in one.vouchers]
 
     @property
-    def conn(self):
+    def conn(self) -> Connection:
         return self.daemon.context.conn
 
     @property
@@ -77,6 +80,24 @@ class ChannelDaemon:
             idempotency_key=path,
         )
 
+    @property
+    def ceilings(self) -> dict[str, int]:
+        """What the files beside its keystore say."""
+        files = (self.shop.world.folder / self.daemon.seat.holder).glob("channels*.json")
+        return {name: most for file in files for name, most in json.loads(file.read_bytes()).items()}
+
+    def spent(self) -> int:
+        """What the books say was spent at the merchant by the channel."""
+        found = self.conn.execute(
+            "SELECT SUM(units) FROM postings WHERE account = ?", (merchant_account(self.shop.world.origin),)
+        ).fetchone()
+        return int(found[0])
+
+    async def order(self, step: str, **asked: object) -> Channel:
+        """Order a channel's step at this daemon, as its API does."""
+        (made,) = await self.daemon.fleet.order_channel(step, APP, **asked)
+        return channels.channel(self.conn, made)
+
     async def pay(self, path: str, with_exact: bool = False) -> PaymentRow:
         row, _ = await self.daemon.fleet.pay(self.ask(path, with_exact))
         return row
@@ -95,6 +116,10 @@ class ChannelDaemon:
         row, _ = await self.daemon.fleet.deliveries(row.id).take_answer(row.id, response, is_delivered=True)
         return row
 
+    async def silence(self, row: PaymentRow) -> None:
+        """No answer came."""
+        await self.daemon.fleet.deliveries(row.id).take_silence(row.id, "test")
+
     async def call(self, path: str) -> str:
         """A call from its 402 to its answer: the path that was served."""
         answer = await self.show(path, await self.pay(path))
@@ -103,10 +128,22 @@ class ChannelDaemon:
 
 
 async def settle(*daemons: ChannelDaemon) -> None:
-    """A block, and a pass of each daemon."""
+    """A block with all that was submitted, and a pass of each daemon."""
+    for one in daemons:
+        for held in one.daemon.fleet.held.values():
+            await held.agent.submitter.drain(60)
     daemons[0].shop.world.block()
     for one in daemons:
         await one.daemon.run_pass()
+
+
+async def open_channel(*daemons: ChannelDaemon) -> None:
+    """The first daemon opens one, after it heard the merchant's offer."""
+    with suppress(Refused):
+        await daemons[0].pay("/channel/offer")
+    await daemons[0].order("open", origin=daemons[0].shop.world.origin, units=None, key="open")
+    await settle(*daemons)
+    assert daemons[0].channel.phase is ChannelPhase.OPEN
 
 
 async def take_over(one: ChannelDaemon, of: str) -> None:
@@ -132,7 +169,7 @@ async def channel_daemon(shop: Shop, ledger: SharedLedger, name: str) -> AsyncIt
         return signers.setdefault(account, OwnChannels(of_account, shop.provider))
 
     async with fleet_daemon(shop.world, ledger, name, channels=signer_of) as daemon:
-        yield ChannelDaemon(shop, daemon, signers)
+        yield ChannelDaemon(shop, ledger, daemon, signers)
 
 
 @asynccontextmanager
@@ -150,7 +187,7 @@ async def channel_pair(shop: Shop, url: str) -> AsyncIterator[tuple[ChannelDaemo
 
 
 @contextmanager
-def fleet_shop(folder: Path):
+def fleet_shop(folder: Path) -> Iterator[Shop]:
     """The devnet's channel shop, and a wallet whose two accounts have funds."""
     with channel_shop(folder) as shop:
         world = shop.world

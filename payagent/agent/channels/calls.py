@@ -150,16 +150,21 @@ class ChannelCalls(Deliveries):
             own = channels.locked_channels(self._context.conn, self._context.config.account)
             self._ceilings.write({**self._ceilings.known, **{one.id: one.signed for one in own}})
 
-    async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool] | None:
+    async def pay(
+        self, payment_request: PaymentRequest, *, is_shown_here: bool = True
+    ) -> tuple[PaymentRow, bool] | None:
         """Promise a call and return it as a payment, or find the one of its intent. None: `exact` pays it.
 
+        `is_shown_here`: this daemon presents the voucher. No other has it.
         The bool is True for a new call. Refused as a payment is. If the merchant offers nothing but the channel,
         also `channel_busy`, `channel_disputed`, `channel_full`, `channel_missing`, `channel_opening`.
         """
         try:
-            if (row := await self._repeated(payment_request, is_in_turn=False)) is not None:
+            if is_shown_here and (row := await self._repeated(payment_request, is_in_turn=False)) is not None:
                 return row, False
             chosen = self._choose(payment_request)
+            if chosen is not None and not is_shown_here:
+                raise _elsewhere(chosen[2].account)
             return None if chosen is None else await self._pay_in_turn(payment_request, *chosen)
         except Refused as refusal:
             if refusal.code not in _LEFT_TO_EXACT or not await self._is_left_to_exact(payment_request, refusal):
@@ -198,10 +203,12 @@ class ChannelCalls(Deliveries):
         if call.state is not CallState.PROMISED and not channels.is_newest(conn, call):
             name = "invoice_already_paid/same_intent" if call.state is CallState.SERVED else "paid_not_served"
             raise Refused(name, f"{call.id} paid for it, and later calls followed", payment=call.id)
-        if self._context.payment(call.id).account == self._context.config.account:
-            await self._sign(call)
-            self._shown_ms[call.channel] = self._context.ports.clock.now_ms()
-            self._answered.pop(call.channel, None)
+        if (account := self._context.payment(call.id).account) != self._context.config.account:
+            raise _elsewhere(account)
+        await self._context.write("voucher", _pass_fence)
+        await self._sign(call)
+        self._shown_ms[call.channel] = self._context.ports.clock.now_ms()
+        self._answered.pop(call.channel, None)
         return self._context.payment(call.id)
 
     def account_at(self, origin: str) -> int | None:
@@ -238,8 +245,10 @@ class ChannelCalls(Deliveries):
             raise Refused("channel_opening", f"the channel at {name} is opening or closing")
         terms = (channel.script_hash, channel.provider, channel.asset, channel.close_period_ms)
         offered = (offer.script_hash.hex(), offer.provider.hex(), offer.asset, offer.withdraw_delay_s * 1000)
-        if terms != offered or channel.account != self._context.config.account:
-            raise Refused("channel_busy", f"the channel at {name} is on other terms, or of another account")
+        if channel.account != self._context.config.account:
+            raise _elsewhere(channel.account)
+        if terms != offered:
+            raise Refused("channel_busy", f"the channel at {name} is on other terms")
         if channel.room < offer.price:
             raise Refused("channel_full", f"{channel.room} of {channel.id} are left, a call costs {offer.price}")
         return merchant, offer, channel
@@ -327,6 +336,7 @@ class ChannelCalls(Deliveries):
         untold = Refused("channel_busy", f"{merchant.name} does not tell the count of its channel")
         if request is None or self._merchants is None:
             raise untold
+        await context.write("voucher", _pass_fence)
         voucher = await self._voucher(channel, channel.count or min(1, channel.signed))
         proof = voucher_headers(offer.echo, voucher, context.ports.new_id("int"))
         reply = await self._merchants.call(
@@ -376,7 +386,7 @@ class ChannelCalls(Deliveries):
 
         await self._context.write_at("promise", job, intent.ids.payment)
         self._counted[channel.id] = max(counted, amount)
-        await self._sign(channels.require_call(self._context.conn, intent.ids.payment))
+        await self._sign(channels.require_call(self._context.conn, intent.ids.payment), is_promised_now=True)
 
     def _require_allowed(
         self, conn: Connection, intent: PaymentIntent, offer: ChannelOffer, spend: dict[str, int], now_ms: int
@@ -389,10 +399,15 @@ class ChannelCalls(Deliveries):
         if reasons := rules.reasons(conn, intent, intent.invoice, {asset: offer.price}):
             raise Refused("approval_required", f"{reasons[0].detail}; a call by channel waits for no approval")
 
-    async def _sign(self, call: ChannelCall) -> Voucher:
-        """Sign the voucher of a call that is durable. The same call always gets the same bytes."""
+    async def _sign(self, call: ChannelCall, *, is_promised_now: bool = False) -> Voucher:
+        """Sign the voucher of a call that is durable. The same call always gets the same bytes.
+
+        Refused: `lease_lost` if another daemon has the account, which `is_promised_now` rules out.
+        """
         call_id, voucher, _ = self._signed.get(call.channel, ("", None, ""))
         if voucher is None or (call_id, voucher.amount) != (call.id, call.amount):
+            if not is_promised_now:
+                await self._context.write("voucher", _pass_fence)
             voucher = await self._voucher(channels.channel(self._context.conn, call.channel), call.amount)
             voucher = replace(voucher, channel_ref=call.channel_ref)
             headers = voucher_headers(call.echo, voucher, call.intent_id)
@@ -459,6 +474,19 @@ class ChannelCalls(Deliveries):
         if after_s is None:
             self._answered[call.channel] = call.id
         return context.payment(payment_id), Answered(_SAID[verdict], reason, response.status, after_s)
+
+
+def _pass_fence(_unit: Unit) -> None:
+    """Commit nothing: the fence refuses it if another daemon has the account, or may have it."""
+
+
+def _elsewhere(account: int) -> Refused:
+    return Refused(
+        "channel_busy",
+        f"account {account} has the channel, and only the daemon that holds the account signs its vouchers",
+        fix="Send the same request to that daemon. GET /readyz of each daemon has its accounts.",
+        money="Nothing was signed for this request.",
+    )
 
 
 def _serve(unit: Unit, call: ChannelCall, response: HttpResponse, voucher: Voucher, now_ms: int) -> None:

@@ -8,6 +8,7 @@ Never: pays itself; writes a payment.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from payagent.agent.agent import Agent
 from payagent.agent.base.requests import Approver, PaymentQuote, PaymentRequest, PrepaidQuote
@@ -105,6 +106,11 @@ class Fleet:
     ) -> tuple[PaymentRow, bool]:
         """As `Transfers.split`."""
         return await self.front.agent.transfers.split(app_id, count, lovelace, key)
+
+    async def order_channel(self, step: str, app_id: str, **asked: Any) -> list[str]:
+        """As `ChannelParts.order`. Channels are on."""
+        parts = self.front.agent.channels
+        return [] if parts is None else await parts.order(step, app_id, **asked)
 
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
         """As `TopupRunner.order`."""

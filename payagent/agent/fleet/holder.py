@@ -132,6 +132,8 @@ class HolderRequests:
 
 async def _carry_out(kind: RequestKind, asked: Mapping[str, Any], held: HeldAccount) -> Outcome:
     """Do for an account held here what was asked of this daemon or of another."""
+    if kind == "transfer" and "step" in asked and held.agent.channels is not None:
+        return {"channels": await held.agent.channels.order(**asked)}
     if kind == "transfer":
         row, is_new = await _transfer(held, **asked)
         return _found(row.id, is_new)

@@ -11,6 +11,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 from payagent.agent.base.config import overlaid
 from payagent.agent.base.requests import Approver, PaymentQuote, PaymentRequest, PrepaidQuote
@@ -24,11 +25,11 @@ from payagent.agent.payments.lifecycle import SIGNING_PATIENCE_S
 from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import TopupPlan
 from payagent.core.address import Address
-from payagent.core.aggregate import PaymentRow
+from payagent.core.aggregate import CHANNEL_CALL, PaymentRow
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import AWAITING_SIGNATURE
 from payagent.core.problems import Refused
-from payagent.store.db.fence import Seat
+from payagent.store.db.fence import Seat, lease_lost
 from payagent.store.rows import events, fleet, onchain
 from payagent.store.rows.fleet import DaemonRow, RequestKind
 from payagent.store.rows.topups import TopupRow
@@ -139,8 +140,10 @@ class SharedFleet(Fleet):
         return await self.routing.visit(account).agent.quote(payment_request, count)
 
     def deliveries(self, payment_id: str) -> Deliveries:
-        held = self.held.get(self.context.payment(payment_id).account, self.front)
-        return held.agent.deliveries_of(payment_id)
+        row = self.context.payment(payment_id)
+        if row.account not in self.held and row.kind == CHANNEL_CALL:
+            raise lease_lost(row.account)
+        return self.held.get(row.account, self.front).agent.deliveries_of(payment_id)
 
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
         return await self._order("approve", payment_id, by=asdict(by))
@@ -195,6 +198,25 @@ class SharedFleet(Fleet):
             accounts, partial(self.holder.do, "transfer", {"app_id": app_id, "key": key, **asked})
         )
         return await self._once_signed(found["payment"]), found["is_new"]
+
+    async def order_channel(self, step: str, app_id: str, **asked: Any) -> list[str]:
+        """Each account's holder recovers its channels. Any other step is of one account."""
+        if step == "recover":
+            recover = partial(self.holder.do, "transfer", {"step": step, "app_id": app_id})
+            found = [await recover(account) for account in self.routing.accounts]
+            return [channel for outcome in found for channel in outcome["channels"]]
+        asked["key"] = asked["key"] or self.context.ports.new_id("order")  # as of a transfer
+
+        async def accounts() -> list[int]:
+            from payagent.store.rows import channels
+
+            if "channel_id" in asked:
+                return [channels.channel(self.context.conn, asked["channel_id"]).account]
+            known = self.routing.known_account(app_id, f"key:{asked['key']}")
+            return self.routing.able((LOVELACE, asked["units"] or 1)) if known is None else [known]
+
+        order = partial(self.holder.do, "transfer", {"step": step, "app_id": app_id, **asked})
+        return list((await self.routing.trying(accounts, order))["channels"])
 
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
         key = self.context.ports.new_id("order") if key is None else key  # as of a transfer
