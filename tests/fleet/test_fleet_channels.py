@@ -181,28 +181,37 @@ async def test_a_promise_that_the_merchant_never_saw_is_void_at_the_next_holder(
 # --- a daemon that lost the account and does not know it
 
 
-async def test_a_stale_holder_promises_and_signs_nothing(pair: Pair) -> None:
+async def test_a_stale_holder_promises_no_call_whether_it_knows_the_count_or_not(pair: Pair) -> None:
     one, two = pair
     await one.call("/channel/a")
-    row = await one.pay("/channel/b")
-    answer = one.get("/channel/b", one.headers(row))
     await one.daemon.stand_still()
     await take_over(two, "a")
     stale, before = one.daemon.fleet.held[0].agent, list(one.vouchers)
-    assert stale.channels is not None
-    stale.channels.calls._signed.clear()  # as if it had to sign again
-    told = [
-        await refusal(asked)
-        for asked in (
-            stale.pay(one.ask("/channel/b")),
-            stale.pay(one.ask("/channel/c")),
-            one.report(row, answer),
-            one.pay("/channel/c"),
-        )
-    ]
-    assert {one.code for one in told} == {"lease_lost", "channel_busy"}
-    assert (one.vouchers, len(two.calls), two.channel.count) == (before, 2, PRICE)
-    assert two.headers(await two.pay("/channel/b"))
+    assert not one.channel.is_count_known
+    assert (await refusal(stale.pay(one.ask("/channel/b")))).code == "lease_lost"
+    await two.call("/channel/c")
+    assert one.channel.is_count_known
+    assert (await refusal(stale.pay(one.ask("/channel/d")))).code == "lease_lost"
+    assert (one.vouchers, len(two.calls), two.channel.signed) == (before, 2, 2 * PRICE)
+
+
+@pytest.mark.parametrize("has_signed", [True, False])
+async def test_a_stale_holder_gives_out_no_voucher_of_a_call_that_it_promised(pair: Pair, has_signed: bool) -> None:
+    one, two = pair
+    row = await one.pay("/channel/a")
+    answer = one.get("/channel/a", one.headers(row))
+    await one.daemon.stand_still()
+    await take_over(two, "a")
+    stale, before = one.daemon.fleet.held[0].agent, list(one.vouchers)
+    if not has_signed:
+        assert one.daemon.context.calls is not None
+        one.daemon.context.calls.signed.clear()
+    assert (await refusal(stale.pay(one.ask("/channel/a")))).code == "lease_lost"
+    assert (await refusal(one.report(row, answer))).code == "lease_lost"
+    assert (await refusal(one.pay("/channel/a"))).code == "channel_busy"  # it has no account any more
+    assert (one.vouchers, two.channel.count) == (before, 0)
+    await two.show("/channel/a", await two.pay("/channel/a"))
+    assert (two.channel.signed, two.channel.count) == (PRICE, PRICE)
 
 
 async def test_an_account_that_returns_keeps_what_the_other_daemon_promised(pair: Pair) -> None:
