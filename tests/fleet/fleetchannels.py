@@ -160,7 +160,9 @@ async def take_over(one: ChannelDaemon, of: str) -> None:
 
 
 @asynccontextmanager
-async def channel_daemon(shop: Shop, ledger: SharedLedger, name: str) -> AsyncIterator[ChannelDaemon]:
+async def channel_daemon(
+    shop: Shop, ledger: SharedLedger, name: str, accounts: int
+) -> AsyncIterator[ChannelDaemon]:
     signers: dict[int, OwnChannels] = {}
 
     def signer_of(account: int) -> OwnChannels:
@@ -168,21 +170,23 @@ async def channel_daemon(shop: Shop, ledger: SharedLedger, name: str) -> AsyncIt
         of_account.http.close()
         return signers.setdefault(account, OwnChannels(of_account, shop.provider))
 
-    async with fleet_daemon(shop.world, ledger, name, channels=signer_of) as daemon:
+    async with fleet_daemon(shop.world, ledger, name, accounts, channels=signer_of) as daemon:
         yield ChannelDaemon(shop, ledger, daemon, signers)
 
 
 @asynccontextmanager
-async def channel_pair(shop: Shop, url: str) -> AsyncIterator[tuple[ChannelDaemon, ChannelDaemon]]:
-    """Daemon a holds account 0, daemon b account 1. Both have read the chain."""
+async def channel_pair(
+    shop: Shop, url: str, accounts: int = 2
+) -> AsyncIterator[tuple[ChannelDaemon, ChannelDaemon]]:
+    """Daemon a holds account 0, daemon b account 1 if there is one. Both have read the chain."""
     ledger = SharedLedger(shop.world, url)
     async with AsyncExitStack() as stack:
-        one, two = [await stack.enter_async_context(channel_daemon(shop, ledger, name)) for name in "ab"]
+        one, two = [await stack.enter_async_context(channel_daemon(shop, ledger, name, accounts)) for name in "ab"]
         for daemon in (one, two):
             await daemon.daemon.fleet.leases.keep()
         for daemon in (one, two):
             await daemon.daemon.run_pass()
-        assert (one.daemon.accounts, two.daemon.accounts) == ([0], [1])
+        assert (one.daemon.accounts, two.daemon.accounts) == ([0], [1][: accounts - 1])
         yield one, two
 
 

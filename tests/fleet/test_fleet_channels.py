@@ -15,6 +15,7 @@ from kit.postgresql import Server, needs_postgresql
 
 from payagent.core.channel import CallState, ChannelPhase
 from payagent.core.problems import Refused
+from payagent.store.rows import fleet
 
 pytestmark = needs_postgresql
 
@@ -196,7 +197,7 @@ async def test_a_stale_holder_promises_no_call_whether_it_knows_the_count_or_not
 
 
 @pytest.mark.parametrize("has_signed", [True, False])
-async def test_a_stale_holder_gives_out_no_voucher_of_a_call_that_it_promised(pair: Pair, has_signed: bool) -> None:
+async def test_a_stale_holder_gives_out_no_voucher_of_an_earlier_promise(pair: Pair, has_signed: bool) -> None:
     one, two = pair
     row = await one.pay("/channel/a")
     answer = one.get("/channel/a", one.headers(row))
@@ -226,3 +227,34 @@ async def test_an_account_that_returns_keeps_what_the_other_daemon_promised(pair
     await take_over(one, "b")
     assert await one.call("/channel/d") == "/channel/d"
     assert (one.channel.signed, one.channel.count) == (4 * PRICE, 4 * PRICE)
+
+
+async def test_nothing_is_promised_until_the_ledger_is_known_to_have_what_was_signed(pair: Pair) -> None:
+    one, _ = pair
+    await one.call("/channel/a")
+    await one.daemon.stand_still()
+    await one.daemon.writer.run("test", fleet.unprove_all)
+    told = await refusal(one.daemon.fleet.held[0].agent.pay(one.ask("/channel/b")))
+    assert (told.code, len(one.calls), one.vouchers) == ("ledger_behind", 1, [PRICE])
+
+
+# --- a daemon without an account
+
+
+async def test_a_daemon_without_an_account_orders_steps_and_leaves_calls_to_the_holder(
+    shop: Shop, postgresql: Server
+) -> None:
+    async with channel_pair(shop, postgresql.new_database(), accounts=1) as (one, two):
+        assert two.daemon.accounts == []
+        assert (await refusal(two.pay("/channel/a"))).code == "channel_missing"
+        opened = await two.order("open", origin=shop.world.origin, units=None, key="k")
+        await settle(one, two)
+        assert await one.call("/channel/a") == "/channel/a"
+        for path in ("/channel/a", "/channel/b"):
+            assert (await refusal(two.pay(path))).code == "channel_busy"
+        assert (await refusal(two.pay("/channel/a", with_exact=True))).code == "channel_busy"
+        exact = await two.pay("/channel/b", with_exact=True)
+        assert (exact.kind, exact.account) == ("invoice", 0)
+        assert (one.calls[0].amount, len(one.calls), two.vouchers) == (PRICE, 1, [])
+        assert (await two.order("close", channel_id=opened.id, key=None)).phase is ChannelPhase.CLOSING
+        one.ledger.require_whole()
