@@ -78,11 +78,12 @@ class Agent:
         """
         now_ms = self.context.ports.clock.now_ms()
         try:
-            if self.channels is not None:
+            if (
+                self.channels is not None
                 # another daemon, which asks with `then`, has no voucher of this one to show
-                called = await self.channels.calls.pay(payment_request, is_shown_here=then is None)
-                if called is not None:
-                    return called
+                and (called := await self.channels.calls.pay(payment_request, then is None)) is not None
+            ):
+                return called
             merchant = self.context.config.merchant(payment_request.origin)
             offers = self.intake.offers(merchant, payment_request, now_ms)
         except Refused as refusal:

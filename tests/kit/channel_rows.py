@@ -70,10 +70,6 @@ class Orders:
     def steps(self) -> "Orders":
         return self
 
-    async def order(self, step: str, app_id: str, **asked: Any) -> list[str]:
-        await getattr(self, step)(app_id, **asked)
-        return [self.channel.id]
-
     async def open(self, app_id: str, origin: str, units: int | None = None, key: str | None = None) -> Any:
         if units == 1:
             raise Refused("channel_unoffered", "t: it sent no offer yet")

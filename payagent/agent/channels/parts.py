@@ -3,8 +3,6 @@
 Never: pays; signs.
 """
 
-from typing import Any
-
 from payagent.agent.base.ports import Signatures
 from payagent.agent.channels.calls import ChannelCalls
 from payagent.agent.channels.follow import ChannelFollow
@@ -33,8 +31,3 @@ class ChannelParts:
         self.offers = self.steps.offers
         self.calls = ChannelCalls(context, intake, lifecycle, signer, self.offers, self.steps.open)
         self.follow = ChannelFollow(context, lifecycle, self.steps)
-
-    async def order(self, step: str, app_id: str, **asked: Any) -> list[str]:
-        """Do what the method of `ChannelSteps` with this name does. Returns the ids of its channels."""
-        made = await getattr(self.steps, step)(app_id, **asked)
-        return [channel.id for channel in (made if step == "recover" else made[:1])]

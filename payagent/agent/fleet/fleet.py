@@ -8,7 +8,6 @@ Never: pays itself; writes a payment.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from payagent.agent.agent import Agent
 from payagent.agent.base.requests import Approver, PaymentQuote, PaymentRequest, PrepaidQuote
@@ -107,10 +106,11 @@ class Fleet:
         """As `Transfers.split`."""
         return await self.front.agent.transfers.split(app_id, count, lovelace, key)
 
-    async def order_channel(self, step: str, app_id: str, **asked: Any) -> list[str]:
-        """As `ChannelParts.order`. Channels are on."""
+    async def order_channel(self, step: str, app_id: str, **asked: object) -> list[str]:
+        """Do what the method of `ChannelSteps` with this name does. Returns the ids of its channels."""
         parts = self.front.agent.channels
-        return [] if parts is None else await parts.order(step, app_id, **asked)
+        made = [] if parts is None else await getattr(parts.steps, step)(app_id, **asked)
+        return [channel.id for channel in (made if step == "recover" else made[:1])]
 
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
         """As `TopupRunner.order`."""

@@ -11,7 +11,6 @@ import asyncio
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 from payagent.agent.base.config import overlaid
 from payagent.agent.base.requests import Approver, PaymentQuote, PaymentRequest, PrepaidQuote
@@ -199,23 +198,14 @@ class SharedFleet(Fleet):
         )
         return await self._once_signed(found["payment"]), found["is_new"]
 
-    async def order_channel(self, step: str, app_id: str, **asked: Any) -> list[str]:
-        """Each account's holder recovers its channels. Any other step is of one account."""
-        if step == "recover":
-            recover = partial(self.holder.do, "transfer", {"step": step, "app_id": app_id})
-            found = [await recover(account) for account in self.routing.accounts]
-            return [channel for outcome in found for channel in outcome["channels"]]
-        asked["key"] = asked["key"] or self.context.ports.new_id("order")  # as of a transfer
-
-        async def accounts() -> list[int]:
-            from payagent.store.rows import channels
-
-            if "channel_id" in asked:
-                return [channels.channel(self.context.conn, asked["channel_id"]).account]
-            known = self.routing.known_account(app_id, f"key:{asked['key']}")
-            return self.routing.able((LOVELACE, asked["units"] or 1)) if known is None else [known]
-
+    async def order_channel(self, step: str, app_id: str, **asked: object) -> list[str]:
+        """By the holder of its account. Each account's holder recovers that account's channels."""
+        if "key" in asked:  # as of a transfer
+            asked["key"] = asked["key"] or self.context.ports.new_id("order")
         order = partial(self.holder.do, "transfer", {"step": step, "app_id": app_id, **asked})
+        if step == "recover":
+            return [one for account in self.routing.accounts for one in (await order(account))["channels"]]
+        accounts = partial(self.routing.of_step, app_id, asked)
         return list((await self.routing.trying(accounts, order))["channels"])
 
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:

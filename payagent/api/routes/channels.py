@@ -4,7 +4,7 @@ Never: builds a transaction; imports the modules of channels before they are kno
 """
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
@@ -51,7 +51,13 @@ async def begin(
 
     With an Idempotency-Key you can repeat the request safely.
     """
-    (made,) = await _order(caller, "open", origin=order.merchant, units=order.amount, key=_key(request))
+    (made,) = await _order(
+        caller,
+        "open",
+        origin=order.merchant,
+        units=order.amount,
+        key=read_key(single_header(request, "Idempotency-Key")),
+    )
     return JsonResponse(made, 201)
 
 
@@ -88,22 +94,26 @@ async def add(
 
     With an Idempotency-Key you can repeat the request safely. Without one, each locks more.
     """
-    (raised,) = await _order(caller, "add", channel_id=channel_id, units=order.amount, key=_key(request))
+    (raised,) = await _order(
+        caller,
+        "add",
+        channel_id=channel_id,
+        units=order.amount,
+        key=read_key(single_header(request, "Idempotency-Key")),
+    )
     return JsonResponse(raised)
 
 
 @router.post("/{channel_id}/close", summary="Close a channel", responses=gives(ChannelDetails, 200))
 async def close(request: Request, caller: Operator, channel_id: str) -> JsonResponse:
     """It pays no more calls. What the merchant does not claim returns by itself, from `returns_at` on."""
-    (closing,) = await _order(caller, "close", channel_id=channel_id, key=_key(request))
+    (closing,) = await _order(
+        caller, "close", channel_id=channel_id, key=read_key(single_header(request, "Idempotency-Key"))
+    )
     return JsonResponse(closing)
 
 
-def _key(request: Request) -> str | None:
-    return read_key(single_header(request, "Idempotency-Key"))
-
-
-async def _order(caller: Caller, step: str, **asked: Any) -> list[ChannelDetails]:
+async def _order(caller: Caller, step: str, **asked: object) -> list[ChannelDetails]:
     """Carry out a step, at the daemon that holds its account."""
     _require_on(caller)
     from payagent.store.rows.channels import channel
