@@ -13,6 +13,7 @@ from kit.agent import ADA, APP
 from kit.channel_calls import PRICE, Shop
 from kit.postgresql import Server, needs_postgresql
 
+from payagent.agent.channels.calls import FRESH_MS
 from payagent.core.channel import CallState, ChannelPhase
 from payagent.core.problems import Refused
 from payagent.store.rows import fleet
@@ -203,6 +204,7 @@ async def test_a_stale_holder_gives_out_no_voucher_of_an_earlier_promise(pair: P
     answer = one.get("/channel/a", one.headers(row))
     await one.daemon.stand_still()
     await take_over(two, "a")
+    one.shop.world.clock.ahead_ms += FRESH_MS
     stale, before = one.daemon.fleet.held[0].agent, list(one.vouchers)
     if not has_signed:
         assert one.daemon.context.calls is not None

@@ -79,6 +79,9 @@ CHANNEL_COST_LOVELACE = 670_000
 CEILING_CALLS = 100
 """How many calls the ceiling is ahead of a promise when it is written."""
 
+FRESH_MS = 1_000
+"""How long a promise shows that this daemon has the account. One that stood still since then may have lost it."""
+
 _DAY_MS = 86_400_000
 _LEFT_TO_EXACT = (
     *("approval_required", "channel_busy", "channel_disputed", "channel_full", "channel_missing"),
@@ -390,7 +393,7 @@ class ChannelCalls(Deliveries):
 
         await self._context.write_at("promise", job, intent.ids.payment)
         self._counted[channel.id] = max(counted, amount)
-        await self._sign(channels.require_call(self._context.conn, intent.ids.payment), is_promised_now=True)
+        await self._sign(channels.require_call(self._context.conn, intent.ids.payment))
 
     def _require_allowed(
         self, conn: Connection, intent: PaymentIntent, offer: ChannelOffer, spend: dict[str, int], now_ms: int
@@ -403,14 +406,14 @@ class ChannelCalls(Deliveries):
         if reasons := rules.reasons(conn, intent, intent.invoice, {asset: offer.price}):
             raise Refused("approval_required", f"{reasons[0].detail}; a call by channel waits for no approval")
 
-    async def _sign(self, call: ChannelCall, *, is_promised_now: bool = False) -> Voucher:
+    async def _sign(self, call: ChannelCall) -> Voucher:
         """Sign the voucher of a call that is durable. The same call always gets the same bytes.
 
-        Refused: `lease_lost` if another daemon has the account, unless the commit just before has shown that.
+        Refused: `lease_lost` if another daemon has the account. The commit of a promise has just shown that.
         """
         call_id, voucher, _ = self._signed.get(call.channel, ("", None, ""))
         if voucher is None or (call_id, voucher.amount) != (call.id, call.amount):
-            if not is_promised_now:
+            if not 0 <= self._context.ports.clock.now_ms() - call.created_at_ms < FRESH_MS:
                 await self._context.write("voucher", lambda _unit: None)
             voucher = await self._voucher(channels.channel(self._context.conn, call.channel), call.amount)
             voucher = replace(voucher, channel_ref=call.channel_ref)
