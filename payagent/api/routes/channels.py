@@ -118,8 +118,10 @@ async def _order(caller: Caller, step: str, **asked: object) -> list[ChannelDeta
     _require_on(caller)
     from payagent.store.rows.channels import channel
 
-    made = await caller.fleet.order_channel(step, caller.app.id, **asked)
-    return [_details(caller, channel(caller.context.conn, one)) for one in made]
+    return [
+        _details(caller, channel(caller.context.conn, made))
+        for made in await caller.fleet.order_channel(step, caller.app.id, **asked)
+    ]
 
 
 def _require_on(caller: Caller) -> None:
