@@ -80,8 +80,8 @@ class Agent:
         try:
             if (
                 self.channels is not None
-                and then is None  # another daemon, which asks with `then`, has no voucher of this one to show
-                and (called := await self.channels.calls.pay(payment_request)) is not None
+                # another daemon, which asks with `then`, has no voucher of this one to show
+                and (called := await self.channels.calls.pay(payment_request, then is None)) is not None
             ):
                 return called
             merchant = self.context.config.merchant(payment_request.origin)

@@ -5,7 +5,7 @@ They read the chain when a test says so. Leases go by the world's clock in a fil
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from payagent.audit.verify import verify
 from payagent.chain.blockfrost import Blockfrost
 from payagent.core.aggregate import PaymentRow
 from payagent.outbound.merchant_client import MerchantClient
+from payagent.signer.channels import Channels
+from payagent.store.db.ceiling_file import CeilingFile, ceiling_file
 from payagent.store.db.committer import Committer
 from payagent.store.db.engine import open_fleet_store
 from payagent.store.db.fence import Seat
@@ -145,8 +147,9 @@ async def fleet_daemon(
     config_hash: str = '{"limits": "same"}',
     is_synchronous: bool = False,
     host: str | None = None,
+    channels: Callable[[int], Channels] | None = None,
 ) -> AsyncIterator[FleetDaemon]:
-    """A daemon of a fleet with `count` accounts, after it has joined."""
+    """A daemon of a fleet with `count` accounts, after it has joined. `channels`: what signs an account's."""
     host = f"host of {name}" if host is None else host
     folder = world.folder / name
     folder.mkdir(exist_ok=True)
@@ -164,7 +167,7 @@ async def fleet_daemon(
 
     def visit(number: int) -> HeldAccount:
         config = replace(front.context.from_file, own=accounts[number].address, account=number)
-        signer = InProcessSigner(accounts[number].signer)
+        signer = InProcessSigner(accounts[number].signer, None if channels is None else channels(number))
         agent = Agent(config, ports, writer, readers, [], signer, front.context)
         return HeldAccount(agent, TopupRunner(agent, merchants))
 
@@ -172,11 +175,16 @@ async def fleet_daemon(
         held = visit(number)
         recovery = Recovery(held.agent.context, records[number])
         await recovery.begin()
+        if held.agent.channels is not None:
+            ceilings = CeilingFile(folder / ceiling_file(number))
+            await held.agent.channels.calls.start(merchants, ceilings)
         syncs[number] = ChainSync(held.agent, merchants), recovery
         return held
 
     async def stop(held: HeldAccount) -> None:
         await held.agent.submitter.drain(60)
+        if held.agent.channels is not None:
+            held.agent.channels.calls.stop()
 
     me = DaemonRow(name, host, f"http://{name}", config_hash, "1", 0)
     addresses = tuple(account.address.text for account in accounts)

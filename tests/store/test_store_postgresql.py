@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kit.channel_rows import a_channel
 from kit.effort import pick
 from kit.guards import BREACHES, HASH, PAY2, TURNED_BREACHES, WORLD, turn
 from kit.postgresql import Server, needs_postgresql
@@ -20,6 +21,8 @@ from payagent.store.db.postgresql import schema
 from payagent.store.db.postgresql.connection import PostgresqlConnection, postgresql_text
 from payagent.store.db.postgresql.seals import event_texts, row_texts, sealed_text
 from payagent.store.db.triggers import GUARDS, KEPT, TRIGGERS, Trigger
+from payagent.store.db.unit import Unit
+from payagent.store.rows import channels
 
 pytestmark = needs_postgresql
 
@@ -134,8 +137,9 @@ def test_no_row_of_an_account_changes_in_a_session_that_does_not_hold_it(world: 
                 change = "INSERT INTO channels(account) VALUES (0)"
             elif table == "channel_steps":
                 change = "INSERT INTO channel_steps(payment_id) SELECT id FROM payments LIMIT 1"
-            elif table == "channel_calls":  # its account is its channel's, and there is none
-                continue
+            elif table == "channel_calls":
+                channels.add_channel(Unit(world), a_channel(1, "o", "open"))
+                change = "INSERT INTO channel_calls(channel_id) SELECT id FROM channels"
             world.execute("SET payagent.holder = 'another'")
             assert "this daemon does not hold the account" in (refusal(world, change) or ""), table
 

@@ -16,7 +16,7 @@ from payagent.core.aggregate import (
 )
 from payagent.core.channel import CallState, ChannelCall
 from payagent.core.payment.machine import Delivery, State
-from payagent.dialects.x402_batch import Voucher
+from payagent.dialects.x402_batch import ChannelOffer, Voucher
 from payagent.store.db.unit import Connection
 from payagent.store.rows import channels, intents
 
@@ -31,10 +31,14 @@ _SEEN_AS = {
 
 
 class CallViews:
-    """One per daemon. `signed`: by channel, its newest signed call, the voucher, and the headers as JSON."""
+    """One per daemon. `signed`: by channel, its newest signed call, the voucher, and the headers as JSON.
+
+    `offers`: the latest of each merchant, by its origin.
+    """
 
     def __init__(self) -> None:
         self.signed: dict[str, tuple[str, Voucher, str]] = {}
+        self.offers: dict[str, ChannelOffer] = {}
 
     def find(self, conn: Connection, call_id: str) -> PaymentRow | None:
         """The call as a payment. It is ready as soon as its voucher is signed."""

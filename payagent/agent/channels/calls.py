@@ -79,6 +79,9 @@ CHANNEL_COST_LOVELACE = 670_000
 CEILING_CALLS = 100
 """How many calls the ceiling is ahead of a promise when it is written."""
 
+FRESH_MS = 1_000
+"""How long a promise shows that this daemon has the account. One that stood still since then may have lost it."""
+
 _DAY_MS = 86_400_000
 _LEFT_TO_EXACT = (
     *("approval_required", "channel_busy", "channel_disputed", "channel_full", "channel_missing"),
@@ -150,16 +153,19 @@ class ChannelCalls(Deliveries):
             own = channels.locked_channels(self._context.conn, self._context.config.account)
             self._ceilings.write({**self._ceilings.known, **{one.id: one.signed for one in own}})
 
-    async def pay(self, payment_request: PaymentRequest) -> tuple[PaymentRow, bool] | None:
+    async def pay(
+        self, payment_request: PaymentRequest, is_shown_here: bool = True
+    ) -> tuple[PaymentRow, bool] | None:
         """Promise a call and return it as a payment, or find the one of its intent. None: `exact` pays it.
 
+        `is_shown_here`: this daemon is to present the voucher, which no other one has.
         The bool is True for a new call. Refused as a payment is. If the merchant offers nothing but the channel,
         also `channel_busy`, `channel_disputed`, `channel_full`, `channel_missing`, `channel_opening`.
         """
         try:
-            if (row := await self._repeated(payment_request, is_in_turn=False)) is not None:
+            if is_shown_here and (row := await self._repeated(payment_request, is_in_turn=False)) is not None:
                 return row, False
-            chosen = self._choose(payment_request)
+            chosen = self._choose(payment_request, is_shown_here)
             return None if chosen is None else await self._pay_in_turn(payment_request, *chosen)
         except Refused as refusal:
             if refusal.code not in _LEFT_TO_EXACT or not await self._is_left_to_exact(payment_request, refusal):
@@ -190,18 +196,19 @@ class ChannelCalls(Deliveries):
         found = find_payment(conn, payment_request.app_id, key, payment_request.fingerprint)
         found.require_no_conflict()
         call = None if found.intent is None else channels.call_for(conn, found.intent.id)
-        if call is None:
-            return None
+        if call is None or self._context.payment(call.id).account != self._context.config.account:
+            return None  # another account's call: admission lets nothing else pay for it
         if not is_in_turn:
             async with self._locks[call.channel]:
                 return await self._repeated(payment_request, is_in_turn=True)
         if call.state is not CallState.PROMISED and not channels.is_newest(conn, call):
             name = "invoice_already_paid/same_intent" if call.state is CallState.SERVED else "paid_not_served"
             raise Refused(name, f"{call.id} paid for it, and later calls followed", payment=call.id)
-        if self._context.payment(call.id).account == self._context.config.account:
-            await self._sign(call)
-            self._shown_ms[call.channel] = self._context.ports.clock.now_ms()
-            self._answered.pop(call.channel, None)
+        # refused as `lease_lost` if another daemon has the account
+        await self._context.write("voucher", lambda _unit: None)
+        await self._sign(call)
+        self._shown_ms[call.channel] = self._context.ports.clock.now_ms()
+        self._answered.pop(call.channel, None)
         return self._context.payment(call.id)
 
     def account_at(self, origin: str) -> int | None:
@@ -209,7 +216,9 @@ class ChannelCalls(Deliveries):
         channel = channels.live_channel(self._context.conn, origin)
         return None if channel is None else channel.account
 
-    def _choose(self, payment_request: PaymentRequest) -> tuple[MerchantConfig, ChannelOffer, Channel] | None:
+    def _choose(
+        self, payment_request: PaymentRequest, is_shown_here: bool = True
+    ) -> tuple[MerchantConfig, ChannelOffer, Channel] | None:
         """The offer, and the channel that can pay it. None: not offered on trusted terms, or paid already.
 
         A request that payagent cannot send itself is left to `exact`: the count could not be asked for by it.
@@ -238,8 +247,15 @@ class ChannelCalls(Deliveries):
             raise Refused("channel_opening", f"the channel at {name} is opening or closing")
         terms = (channel.script_hash, channel.provider, channel.asset, channel.close_period_ms)
         offered = (offer.script_hash.hex(), offer.provider.hex(), offer.asset, offer.withdraw_delay_s * 1000)
-        if terms != offered or channel.account != self._context.config.account:
-            raise Refused("channel_busy", f"the channel at {name} is on other terms, or of another account")
+        if channel.account != self._context.config.account or not is_shown_here:
+            raise Refused(
+                "channel_busy",
+                f"account {channel.account} has the channel at {name}, and only the daemon that holds it signs",
+                fix="Send the same request to that daemon. GET /readyz of each daemon has its accounts.",
+                money="Nothing was signed for this request.",
+            )
+        if terms != offered:
+            raise Refused("channel_busy", f"the channel at {name} is on other terms")
         if channel.room < offer.price:
             raise Refused("channel_full", f"{channel.room} of {channel.id} are left, a call costs {offer.price}")
         return merchant, offer, channel
@@ -317,6 +333,7 @@ class ChannelCalls(Deliveries):
         untold = Refused("channel_busy", f"{merchant.name} does not tell the count of its channel")
         if request is None or self._merchants is None:
             raise untold
+        await context.write("voucher", lambda _unit: None)
         voucher = await self._voucher(channel, channel.count or min(1, channel.signed))
         proof = voucher_headers(offer.echo, voucher, context.ports.new_id("int"))
         reply = await self._merchants.call(
@@ -380,9 +397,14 @@ class ChannelCalls(Deliveries):
             raise Refused("approval_required", f"{reasons[0].detail}; a call by channel waits for no approval")
 
     async def _sign(self, call: ChannelCall) -> Voucher:
-        """Sign the voucher of a call that is durable. The same call always gets the same bytes."""
+        """Sign the voucher of a call that is durable. The same call always gets the same bytes.
+
+        Refused: `lease_lost` if another daemon has the account. The commit of a promise has just shown that.
+        """
         call_id, voucher, _ = self._signed.get(call.channel, ("", None, ""))
         if voucher is None or (call_id, voucher.amount) != (call.id, call.amount):
+            if not 0 <= self._context.ports.clock.now_ms() - call.created_at_ms < FRESH_MS:
+                await self._context.write("voucher", lambda _unit: None)
             voucher = await self._voucher(channels.channel(self._context.conn, call.channel), call.amount)
             voucher = replace(voucher, channel_ref=call.channel_ref)
             headers = voucher_headers(call.echo, voucher, call.intent_id)

@@ -77,7 +77,7 @@ class ChannelSteps:
         self, context: AgentContext, signing: PaymentSigner, lifecycle: PaymentLifecycle, signer: Signatures
     ) -> None:
         self._context, self._signing, self._lifecycle, self._signer = context, signing, lifecycle, signer
-        self.offers: dict[str, ChannelOffer] = {}
+        self.offers: dict[str, ChannelOffer] = {} if context.calls is None else context.calls.offers
 
     async def open(self, app_id: str, origin: str, units: int | None = None, key: str | None = None) -> Made:
         """Open a channel at a merchant, on the terms of its latest offer. `units`: to lock, else its `deposit`.

@@ -106,6 +106,12 @@ class Fleet:
         """As `Transfers.split`."""
         return await self.front.agent.transfers.split(app_id, count, lovelace, key)
 
+    async def order_channel(self, step: str, app_id: str, **asked: object) -> list[str]:
+        """Do what the method of `ChannelSteps` with this name does. Returns the ids of its channels."""
+        parts = self.front.agent.channels
+        made = [] if parts is None else await getattr(parts.steps, step)(app_id, **asked)
+        return [channel.id for channel in (made if step == "recover" else made[:1])]
+
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
         """As `TopupRunner.order`."""
         return await self.front.topups.order(app_id, key, goal)

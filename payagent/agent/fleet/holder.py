@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from payagent.agent.base.config import TopupSource
 from payagent.agent.base.requests import AdmittedPayment, Approver, MerchantRequest, PaymentRequest
 from payagent.agent.context import AgentContext
-from payagent.agent.fleet.fleet import HeldAccount
+from payagent.agent.fleet.fleet import Fleet, HeldAccount
 from payagent.agent.topups.orders import TopupGoal
 from payagent.core import strict_json
 from payagent.core.address import parse_address
@@ -132,6 +132,8 @@ class HolderRequests:
 
 async def _carry_out(kind: RequestKind, asked: Mapping[str, Any], held: HeldAccount) -> Outcome:
     """Do for an account held here what was asked of this daemon or of another."""
+    if kind == "transfer" and "step" in asked:
+        return {"channels": await Fleet(held).order_channel(**asked)}
     if kind == "transfer":
         row, is_new = await _transfer(held, **asked)
         return _found(row.id, is_new)

@@ -7,9 +7,9 @@ prepaid balance, else an account held here that has the funds, else one held els
 Never: pays; asks another daemon.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from payagent.agent.base.chain_view import ChainView
 from payagent.agent.base.requests import PaymentIntent, PaymentRequest
@@ -104,6 +104,15 @@ class Routing:
     async def of_payment(self, payment_id: str) -> list[int]:
         """The account of a payment."""
         return [self._context.payment(payment_id).account]
+
+    async def of_step(self, app_id: str, asked: Mapping[str, Any]) -> list[int]:
+        """The account of a channel. For one that is to be opened, that of the repeated key, or one with funds."""
+        from payagent.store.rows.channels import channel
+
+        if "channel_id" in asked:
+            return [channel(self._context.conn, asked["channel_id"]).account]
+        known = self.known_account(app_id, f"key:{asked['key']}")
+        return self.able((LOVELACE, asked["units"] or 1)) if known is None else [known]
 
     async def of_topup(self, topup_id: str) -> list[int]:
         """The account of a top-up's balance."""

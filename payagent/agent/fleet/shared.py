@@ -24,11 +24,11 @@ from payagent.agent.payments.lifecycle import SIGNING_PATIENCE_S
 from payagent.agent.topups.orders import TopupGoal
 from payagent.agent.topups.runner import TopupPlan
 from payagent.core.address import Address
-from payagent.core.aggregate import PaymentRow
+from payagent.core.aggregate import CHANNEL_CALL, PaymentRow
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import AWAITING_SIGNATURE
 from payagent.core.problems import Refused
-from payagent.store.db.fence import Seat
+from payagent.store.db.fence import Seat, lease_lost
 from payagent.store.rows import events, fleet, onchain
 from payagent.store.rows.fleet import DaemonRow, RequestKind
 from payagent.store.rows.topups import TopupRow
@@ -139,8 +139,10 @@ class SharedFleet(Fleet):
         return await self.routing.visit(account).agent.quote(payment_request, count)
 
     def deliveries(self, payment_id: str) -> Deliveries:
-        held = self.held.get(self.context.payment(payment_id).account, self.front)
-        return held.agent.deliveries_of(payment_id)
+        row = self.context.payment(payment_id)
+        if row.account not in self.held and row.kind == CHANNEL_CALL:
+            raise lease_lost(row.account)
+        return self.held.get(row.account, self.front).agent.deliveries_of(payment_id)
 
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
         return await self._order("approve", payment_id, by=asdict(by))
@@ -195,6 +197,16 @@ class SharedFleet(Fleet):
             accounts, partial(self.holder.do, "transfer", {"app_id": app_id, "key": key, **asked})
         )
         return await self._once_signed(found["payment"]), found["is_new"]
+
+    async def order_channel(self, step: str, app_id: str, **asked: object) -> list[str]:
+        """By the holder of its account. Each account's holder recovers that account's channels."""
+        if "key" in asked:  # as of a transfer
+            asked["key"] = asked["key"] or self.context.ports.new_id("order")
+        order = partial(self.holder.do, "transfer", {"step": step, "app_id": app_id, **asked})
+        if step == "recover":
+            return [one for account in self.routing.accounts for one in (await order(account))["channels"]]
+        accounts = partial(self.routing.of_step, app_id, asked)
+        return list((await self.routing.trying(accounts, order))["channels"])
 
     async def order_topup(self, app_id: str, key: str | None, goal: TopupGoal) -> tuple[TopupRow, bool]:
         key = self.context.ports.new_id("order") if key is None else key  # as of a transfer

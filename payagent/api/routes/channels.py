@@ -4,7 +4,7 @@ Never: builds a transaction; imports the modules of channels before they are kno
 """
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
@@ -20,15 +20,13 @@ from payagent.core.problems import Refused
 if TYPE_CHECKING:
     from payagent.core.channel import Channel
 
-T = TypeVar("T")
-
 router = APIRouter(prefix="/v1/channels", tags=["channels"])
 
 
 @router.get("", summary="List channels, newest first", responses=gives(ChannelsPage, 200))
 async def page(caller: Reader, query: Annotated[Page, Query()]) -> JsonResponse:
     """Those that hold money, and those that have ended. Refused with 404 where `channels.enabled` is false."""
-    _require_on(caller.context.config.channels)
+    _require_on(caller)
     from payagent.store.rows.channels import channels_page
 
     rows = channels_page(caller.context.conn, query.before, query.limit)
@@ -53,23 +51,26 @@ async def begin(
 
     With an Idempotency-Key you can repeat the request safely.
     """
-    channel, _ = await _require_on(caller.fleet.front.agent.channels).steps.open(
-        caller.app.id, order.merchant, order.amount, read_key(single_header(request, "Idempotency-Key"))
+    (made,) = await _order(
+        caller,
+        "open",
+        origin=order.merchant,
+        units=order.amount,
+        key=read_key(single_header(request, "Idempotency-Key")),
     )
-    return JsonResponse(_details(caller, channel), 201)
+    return JsonResponse(made, 201)
 
 
 @router.post("/recover", summary="Recover channels from the chain", responses=gives(ChannelsPage, 200))
 async def recover(caller: Operator) -> JsonResponse:
     """Finds this wallet's channels that the ledger lacks, as after its loss. They can only be closed."""
-    found = await _require_on(caller.fleet.front.agent.channels).steps.recover(caller.app.id)
-    return JsonResponse(ChannelsPage(channels=[_details(caller, one) for one in found], next=None))
+    return JsonResponse(ChannelsPage(channels=await _order(caller, "recover"), next=None))
 
 
 @router.get("/{channel_id}", summary="Show a channel", responses=gives(ChannelDetails, 200))
 async def one(caller: Reader, channel_id: str) -> JsonResponse:
     """With its 20 newest calls, newest first."""
-    _require_on(caller.context.config.channels)
+    _require_on(caller)
     from payagent.store.rows.channels import calls_page, channel
 
     row = channel(caller.context.conn, channel_id)
@@ -93,30 +94,44 @@ async def add(
 
     With an Idempotency-Key you can repeat the request safely. Without one, each locks more.
     """
-    channel, _ = await _require_on(caller.fleet.front.agent.channels).steps.add(
-        caller.app.id, channel_id, order.amount, read_key(single_header(request, "Idempotency-Key"))
+    (raised,) = await _order(
+        caller,
+        "add",
+        channel_id=channel_id,
+        units=order.amount,
+        key=read_key(single_header(request, "Idempotency-Key")),
     )
-    return JsonResponse(_details(caller, channel))
+    return JsonResponse(raised)
 
 
 @router.post("/{channel_id}/close", summary="Close a channel", responses=gives(ChannelDetails, 200))
 async def close(request: Request, caller: Operator, channel_id: str) -> JsonResponse:
     """It pays no more calls. What the merchant does not claim returns by itself, from `returns_at` on."""
-    channel, _ = await _require_on(caller.fleet.front.agent.channels).steps.close(
-        caller.app.id, channel_id, read_key(single_header(request, "Idempotency-Key"))
+    (closing,) = await _order(
+        caller, "close", channel_id=channel_id, key=read_key(single_header(request, "Idempotency-Key"))
     )
-    return JsonResponse(_details(caller, channel))
+    return JsonResponse(closing)
 
 
-def _require_on(part: T | None) -> T:
-    """What channels need, which is None where they are off. Refused: `not_found`."""
-    if part is None:
+async def _order(caller: Caller, step: str, **asked: object) -> list[ChannelDetails]:
+    """Carry out a step, at the daemon that holds its account."""
+    _require_on(caller)
+    from payagent.store.rows.channels import channel
+
+    return [
+        _details(caller, channel(caller.context.conn, made))
+        for made in await caller.fleet.order_channel(step, caller.app.id, **asked)
+    ]
+
+
+def _require_on(caller: Caller) -> None:
+    """Refused: `not_found` where channels are off."""
+    if caller.context.config.channels is None:
         raise Refused(
             "not_found",
             "channels are off (channels.enabled)",
             fix="Set enabled = true in [channels], and restart. See docs/how-to/pay-small-amounts.md first.",
         )
-    return part
 
 
 def _details(caller: Caller, row: "Channel", **more: object) -> ChannelDetails:

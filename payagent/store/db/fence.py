@@ -189,8 +189,8 @@ def publish_noted(conn: Connection, host: str, account: int, noted: int) -> None
     conn.execute("UPDATE accounts SET noted = ?, last_signer = ? WHERE account = ?", (noted, host, account))
 
 
-SIGNING = frozenset({"sign", "cancel"})
-"""The jobs that record signed bytes. They run only for an account that is proven."""
+SIGNING = frozenset({"sign", "cancel", "promise", "voucher"})
+"""The jobs that record signed bytes, or come before a voucher's signature. Each needs a proven account."""
 
 
 def unproven(account: int) -> Refused:
