@@ -138,7 +138,8 @@ class ChannelJudge(Judge):
         self._promised[now.id] = max(now.signed, self._promised.get(now.id, 0))
 
     def _check_sums(self, conn: Connection) -> None:
-        caps, signed = self._caps(), sum(self._vouchers.values())
+        # where nothing is counted, the question for the count is a voucher for 1, and no call's
+        caps, signed = self._caps(), sum(amount for amount in self._vouchers.values() if amount > 1)
         if signed > self._cap_units and not self._was_put_back:
             self._story.violate("C3", f"vouchers are for {signed}, the limit is {self._cap_units}")
         locked = [one for one in self._known.values() if one.phase in LOCKED]

@@ -49,7 +49,6 @@ SETTLES_MAX = 3
 """A channel that was recovered late still has its withdraw delay before it."""
 
 
-
 def _build_here(request: Mapping[str, object]) -> bytes:
     """As the child does, and with the child's errors."""
     from pycardano.exception import InvalidTransactionException, UTxOSelectionException

@@ -256,13 +256,14 @@ class OpeningVoid(ChannelMove):
 
 @dataclass(frozen=True, slots=True)
 class Promise(ChannelMove):
-    """A voucher for `amount` in all."""
+    """A voucher for `amount` in all. `is_forgotten`: an older ledger lacks it, and may lack an addition too."""
 
     event = ChannelEvent.PROMISE
     amount: int
+    is_forgotten: bool = False
 
     def sets(self, channel: Channel) -> dict[str, Any]:
-        if not channel.count <= self.amount <= channel.capacity:
+        if not self.is_forgotten and not channel.count <= self.amount <= channel.capacity:
             raise Refused("channel_full", f"a voucher for {self.amount} is not within {channel.capacity}")
         return {"signed": max(channel.signed, self.amount)}
 
@@ -373,7 +374,7 @@ def apply(channel: Channel, move: ChannelMove, now_ms: int) -> tuple[Channel, tu
 
 
 def _alerts(channel: Channel, alert: ChannelAlert | None) -> tuple[Change, ...]:
-    subject = channel_subject(channel.id)
+    subject = f"channel:{channel.id}"
     facts = {"channel": channel.id, "merchant": channel.origin}
     if alert in (ChannelAlert.IF_OVERCLAIMED, ChannelAlert.CLEAR) and channel.claimed > channel.signed:
         claimed, signed = (format_amount(channel.asset, units) for units in (channel.claimed, channel.signed))
@@ -385,11 +386,6 @@ def _alerts(channel: Channel, alert: ChannelAlert | None) -> tuple[Change, ...]:
     if alert is ChannelAlert.CLEAR:
         return (Clear(subject, {"detail": f"the channel at {channel.origin} has ended"}),)
     return ()
-
-
-def channel_subject(channel_id: str) -> str:
-    """The alert subject of a channel."""
-    return f"channel:{channel_id}"
 
 
 class CallState(StrEnum):

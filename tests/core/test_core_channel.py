@@ -89,6 +89,7 @@ ROWS: dict[tuple[ChannelPhase, ChannelEvent], tuple[ChannelPhase, int, int, int]
     (P.CLOSING, ChannelEvent.ADD): (P.CLOSING, 900, 700, 0),
     (P.CLOSING, ChannelEvent.END): (P.ENDED, 900, 700, -300),
     (P.ENDED, ChannelEvent.END_LOST): (P.CLOSING, 900, 700, 500),
+    (P.VOID, ChannelEvent.OPENED): (P.CLOSING, 900, 700, 500),
 }
 """Each row for `USED`: the state, what is signed, the count, and the units that are spent at the merchant."""
 
@@ -134,7 +135,7 @@ def test_the_table_and_its_page_have_the_same_rows() -> None:
     assert {(phase.removeprefix("| "), event) for phase, event in shown} == set(EFFECTS)
 
 
-def test_every_state_is_reached_and_only_two_are_final() -> None:
+def test_every_state_is_reached_and_a_rollback_may_leave_each() -> None:
     found, todo = {P.OPENING}, [P.OPENING]
     while todo:
         here = todo.pop()
@@ -143,7 +144,7 @@ def test_every_state_is_reached_and_only_two_are_final() -> None:
                 found.add(row.next)
                 todo.append(row.next)
     assert found == set(ChannelPhase) == set(PHASES_IN_WORDS)
-    assert {phase for phase in P if not any(before is phase for before, _ in EFFECTS)} == {P.VOID}
+    assert {before for before, _ in EFFECTS} == set(P)
     assert {phase for phase, event in EFFECTS if event is ChannelEvent.PROMISE} == {P.OPEN}
     assert set(ChannelPhase) - set(LOCKED) == {P.ENDED, P.VOID}
     assert set(LIVE) == {P.OPENING, P.OPEN}
@@ -204,6 +205,26 @@ def test_a_void_opening_leaves_nothing_spent_whatever_the_lost_blocks_showed() -
     void, changes = apply(lost, OpeningVoid(), 8)
     assert spent(changes) == -900
     assert (void.deposited, void.capacity, void.claimed, void.most_lost) == (0, 0, 0, 0)
+
+
+def test_an_opening_that_lands_after_all_gets_its_money_back() -> None:
+    """A deep rollback undoes what spent the nonce UTxO, and the opening takes its place."""
+    void, _ = apply(apply(USED, OpeningLost(), 7)[0], OpeningVoid(), 8)
+    closing, changes = apply(void, Opened(AT, DEPOSITED), 9)
+    assert (closing.phase, closing.deposited, closing.most_lost) == (P.CLOSING, DEPOSITED, 900)
+    assert spent(changes) == 900
+
+
+@pytest.mark.parametrize(("ceiling", "signed"), [(3_000, 3_000), (DEPOSITED, AT.capacity), (0, 0)])
+def test_an_older_ledger_promises_the_ceiling_once_its_opening_is_confirmed(ceiling: int, signed: int) -> None:
+    opened, changes = apply(NEW, Opened(AT, DEPOSITED, ceiling), 7)
+    assert (opened.signed, opened.is_count_known, spent(changes)) == (signed, ceiling == 0, signed)
+
+
+def test_an_older_ledger_takes_a_promise_that_an_addition_covered_which_it_lacks() -> None:
+    assert apply(USED, Promise(DEPOSITED, is_forgotten=True), 7)[0].signed == DEPOSITED
+    with pytest.raises(Refused, match="channel_full"):
+        apply(USED, Promise(DEPOSITED), 7)
 
 
 def test_a_settled_output_says_nothing_of_what_was_claimed() -> None:

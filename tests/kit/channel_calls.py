@@ -163,7 +163,7 @@ class ChannelRun:
             deposited=lovelace,
             capacity=lovelace - 2 * ADA,
         )
-        await self.run.context.write("channel", lambda unit: channels.add_channel(unit, row))
+        await self.run.context.write("channel", lambda unit: channels.put(unit, row))
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
         return self.shop.world.http.get(self.shop.world.origin + path, headers=headers)

@@ -42,7 +42,7 @@ def a_channel(number: int, origin: str, phase: str, **more: Any) -> Channel:
 
 def put_channels(unit: Unit, *rows: Channel) -> None:
     for row in rows:
-        channels.add_channel(unit, row)
+        channels.put(unit, row)
 
 
 def put_void(data_dir: Path, origin: str, problem: str) -> None:

@@ -133,11 +133,11 @@ class ChannelCalls(Deliveries):
 
         def job(unit: Unit, now_ms: int) -> None:
             for channel in channels.locked_channels(unit.conn, account):
-                ceiling = min(ceilings.known.get(channel.id, 0), channel.capacity)
+                ceiling = ceilings.known.get(channel.id, 0)
                 if ceiling > channel.signed and channel.phase is ChannelPhase.OPEN:
-                    channel = move(unit, channel, Promise(ceiling), now_ms)
+                    channel = move(unit, channel, Promise(ceiling, is_forgotten=True), now_ms)
                 elif channel.phase is ChannelPhase.OPENING and channel.id in ceilings.known:
-                    self.forgotten[channel.id] = ceilings.known[channel.id]
+                    self.forgotten[channel.id] = ceiling
                 if channel.signed:
                     channels.doubt(unit, channel.id)
 

@@ -31,9 +31,6 @@ IDLE_MS = 7 * 86_400_000
 _HOPS_MAX = 100
 """How many transactions of a channel a pass follows from its last known output."""
 
-_Listed = dict[str, Read[Listing]]
-"""What a pass has read at each script's address."""
-
 
 class ChannelFollow:
     """Follows one account's channels. One `run` at a time. `ceilings`: of channels that an older ledger opens."""
@@ -44,8 +41,11 @@ class ChannelFollow:
         self._context, self._lifecycle, self._steps, self._ceilings = context, lifecycle, steps, ceilings
 
     async def run(self, view: QuorumView) -> None:
-        """Follow each channel. What fails for one is logged, and keeps no other from its turn."""
-        listed: _Listed = {}
+        """Follow each channel. What fails for one is logged, and keeps no other from its turn.
+
+        `listed`: what the pass has read at each script's address.
+        """
+        listed: dict[str, Read[Listing]] = {}
         for channel in rows.followed_channels(self._context.conn, self._context.config.account):
             try:
                 await self._follow(view, listed, channel)
@@ -53,14 +53,12 @@ class ChannelFollow:
                 is_bug = not isinstance(error, Refused)
                 log.warning("channel.step_failed", channel=channel.id, error=repr(error), exc_info=is_bug)
 
-    async def _follow(self, view: QuorumView, listed: _Listed, channel: Channel) -> None:
+    async def _follow(self, view: QuorumView, listed: dict[str, Read[Listing]], channel: Channel) -> None:
         steps = rows.steps_of(self._context.conn, channel.id)
         at = None if channel.phase is ChannelPhase.ENDED else await self._find(view, listed, channel, steps)
         openings = [step for step in steps if step.step == "open"]
         for step in steps:
-            event = _event_of(
-                step, at, is_last=step in openings[-1:], ceiling=self._ceilings.get(channel.id, 0)
-            )
+            event = _event_of(step, at, is_last=step in openings[-1:], ceiling=self._ceilings.get(channel.id, 0))
             if event is not None and (channel.phase, event.event) in machine.EFFECTS:
                 channel = await self._move(channel, event, step)
         if at is None or channel.phase not in (ChannelPhase.OPEN, ChannelPhase.CLOSING):
@@ -76,7 +74,11 @@ class ChannelFollow:
             await self._steps.spend(rows.CHANNELS_APP, channel, due, at)
 
     async def _find(
-        self, view: QuorumView, listed: _Listed, channel: Channel, steps: list[rows.ChannelStepRow]
+        self,
+        view: QuorumView,
+        listed: dict[str, Read[Listing]],
+        channel: Channel,
+        steps: list[rows.ChannelStepRow],
     ) -> positions.ChannelUtxo | None:
         """The channel's output; None if the chain does not show it, or the providers do not agree on it.
 
@@ -94,10 +96,8 @@ class ChannelFollow:
         found = positions.alike(channel, self._context.config.own.payment_key_hash, read.value.agreed)
         if found and found[0].ref != channel.ref:  # a single one may be a stranger's too
             # a rollback may have taken the last known output, so the walk may begin at the opening
-            begins = [channel.ref or ""]
-            begins += [
-                f"{self._context.payment(one.payment_id).attempt.tx_id}#0" for one in steps if one.step == "open"
-            ]
+            opened = (self._context.payment(one.payment_id) for one in steps if one.step == "open")
+            begins = [channel.ref or "", *(f"{row.attempt.tx_id}#0" for row in opened)]
             found = await self._descended(view, begins, found)
         return found[0] if len(found) == 1 else None
 

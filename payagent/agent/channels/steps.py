@@ -241,8 +241,8 @@ class ChannelSteps:
         def admit(unit: Unit, now_ms: int) -> AdmittedPayment:
             if step in ("open", "add"):
                 self._require_room(unit.conn, channel, units, now_ms)
-            if step == "open" and not rows.put(unit, channel):  # there is one if an opening was never signed
-                rows.add_channel(unit, channel)
+            if step == "open":  # there is one already if an opening was never signed
+                rows.put(unit, channel)
             if any(one.is_under_way for one in rows.steps_of(unit.conn, channel.id)):
                 raise Refused("wrong_state", "another transaction of the channel is under way")
             apps.ensure_own(unit, app_id, "channel exits", now_ms)
@@ -338,10 +338,8 @@ class ChannelSteps:
 
 
 def _take_in(channel: Channel, app_id: str, unit: Unit) -> None:
-    if rows.put(unit, channel):  # this ledger is older, and has an opening of it that is void
-        rows.forget_steps(unit, channel.id)
-    else:
-        rows.add_channel(unit, channel)
+    rows.put(unit, channel)
+    rows.forget_steps(unit, channel.id)  # an older ledger may have an opening of it that is void
     detail = {"channel": channel.id, "merchant": channel.origin, "signed": str(channel.signed), "by": app_id}
     writes.note(unit, None, "channel_recover", None, channel.created_at_ms, detail)
 

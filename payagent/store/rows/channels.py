@@ -130,22 +130,14 @@ def channels_page(conn: Connection, before_seq: int | None, limit: int) -> list[
     )
 
 
-def add_channel(unit: Unit, row: Channel) -> None:
+def put(unit: Unit, row: Channel) -> None:
+    """Write a channel, or add it."""
     values = [getattr(row, name) for name in _NAMES]
     unit.conn.execute(
-        f"INSERT INTO channels({', '.join(_NAMES)}) VALUES ({places(len(values))})",  # noqa: S608  placeholders
+        f"INSERT INTO channels({', '.join(_NAMES)}) VALUES ({places(len(values))}) "  # noqa: S608  our own names
+        f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _NAMES)}",
         [int(value) if isinstance(value, bool) else value for value in values],
     )
-
-
-def put(unit: Unit, row: Channel) -> bool:
-    """Write the columns of a channel. False if there is none yet."""
-    values = [getattr(row, name) for name in _NAMES]
-    cursor = unit.conn.execute(
-        f"UPDATE channels SET {', '.join(f'{name} = ?' for name in _NAMES)} WHERE id = ?",  # noqa: S608
-        [*(int(value) if isinstance(value, bool) else value for value in values), row.id],
-    )
-    return cursor.rowcount == 1
 
 
 def forget_steps(unit: Unit, channel_id: str) -> None:
