@@ -8,7 +8,8 @@ is still a real process. Orders come as JSON lines on stdin, news goes as JSON l
         {"pid", "exit": status}
 
 A daemon with `kill_at` sends itself SIGKILL, on the writer's thread, when a commit point is reached for the
-count-th time. With `armed` it does so at the point that this file names; "after voucher" is then a point too. `variant` names a daemon with a seeded bug (variants.py), for the controls.
+count-th time. With `armed` it does so at the point that this file names, and "after voucher" is then a point too.
+`variant` names a daemon with a seeded bug (variants.py), for the controls.
 Never forks while it has a second thread: a lock that another thread holds would stay locked in the child.
 """
 

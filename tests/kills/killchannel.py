@@ -1,12 +1,12 @@
 """kill -9 around the calls of a channel: before and after V1, the signature, the request, the charge and V2.
 
 A daemon pays calls at the devnet's channel shop, through the proxy or by an app that presents the voucher itself.
-Each kill ends a daemon in the middle of a call; the next daemon gets the same call again, with the same key, or first
-another one. The shop is watched: each voucher that reaches it must be promised in the file already. What is wrong
-goes into `violations` as "kind: what happened".
+Each kill ends a daemon in the middle of a call. The next daemon gets the same call again, with the same key, or
+another one before it. The shop is watched: each voucher that reaches it must be promised in the file already.
+What is wrong goes into `violations` as "kind: what happened".
 
-As a program: `killchannel.py --kills N --seed S` runs N kills and prints a summary; its exit status is 0 only without
-violations.
+As a program: `killchannel.py --kills N --seed S` runs N kills and prints a summary. Its exit status is 0 only
+without violations.
 """
 
 import argparse
