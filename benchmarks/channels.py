@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.clients import Answer, Call, at_once, in_turn
+from benchmarks.clients import Answer, Call, Json, at_once, in_turn
 from benchmarks.measure import Spread, cpu_s
 from benchmarks.paying import BLOCKS, require, settled
 from benchmarks.results import Bound, Cell, Options, Part, Ratio, Table
 from benchmarks.stage import UNBOUND, Stage, stage, until
 from payagent.devnet.channel_shop import ChannelShop
+from payagent.devnet.facilitator import IN_MEMPOOL
 
 UTXO_LOVELACE = 100_000_000
 CHANNEL, EXACT, BATCH, UNPAID = "a channel", "exact", "a prepaid batch", "the unpaid call, without payagent"
@@ -23,12 +24,12 @@ FOLLOW_S = 3.0
 """A payment by `exact` is watched after its answer. That processor time counts too."""
 
 HOW = f"""\
-The same daemon pays calls of the devnet's merchant through the proxy: by vouchers of a channel (0.0001 ADA each), by
-an x402 payment each that the merchant submits and serves at once (2 ADA), and from a prepaid batch of
-{CALLS_OF_BATCH:,} calls. Calls come one after the other, of each kind in turn. The channel is open and the batch is
-bought before. Processor time is the daemon's and its signer's, from the first call of a turn until {FOLLOW_S:.0f} s
-after its last answer, less what they need at rest. A call by `exact` or a channel asks the merchant twice. Then
-{CLIENTS} clients share the one channel, on which one voucher is without an answer at any moment.
+The same daemon pays calls of the devnet's merchant through the proxy: by vouchers of a channel (0.0001 ADA each),
+by an x402 payment each, which the merchant submits and serves before it is in a block (2 ADA), and from a prepaid
+batch of {CALLS_OF_BATCH:,} calls. Calls come one after the other, of each kind in turn. The channel is open and the
+batch is bought before. Processor time is the daemon's and its signer's, from the first call of a turn until
+{FOLLOW_S:.0f} s after its last answer, less what they need at rest. A call by `exact` or by a channel asks the
+merchant twice. Then {CLIENTS} clients share the one channel, on which one voucher at most has no answer yet.
 """
 
 
@@ -42,7 +43,8 @@ class Turn:
 
 def measure(options: Options) -> Part:
     turns, count, each = options.pick(1, 3), options.pick(30, 60), options.pick(25, 100)
-    provider = ChannelShop(None, None, "0").provider.hex()  # type: ignore[arg-type]  neither is asked for the key
+    nothing: Any = None  # its key follows from its name alone
+    provider = ChannelShop(nothing, nothing, "0").provider.hex()
     environ = UNBOUND | {
         "PAYAGENT_CHANNELS__ENABLED": "true",
         "PAYAGENT_MERCHANTS__T__CHANNEL__PROVIDER_KEYS": f'["{provider}"]',
@@ -90,7 +92,8 @@ def _as_part(made: dict[str, list[Turn]], unpaid: Spread, rate: float, channels:
 
 def _set(up: Stage, name: str) -> None:
     """What the merchant asks for, and how."""
-    settings = {"price": str(PRICES[name]), "batch": CALLS_OF_BATCH if name == BATCH else 1, "splits": []}
+    settings: Json = {"price": str(PRICES[name]), "batch": CALLS_OF_BATCH if name == BATCH else 1, "splits": []}
+    settings["x402"] = {"confirmations": IN_MEMPOOL}
     if name == CHANNEL:
         settings["dialect"] = "x402-channel"
     up.http.post(f"{up.merchant}/merchant/settings", json=settings).raise_for_status()
