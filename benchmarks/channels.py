@@ -26,8 +26,8 @@ FOLLOW_S = 3.0
 HOW = f"""\
 The same daemon pays calls of the devnet's merchant through the proxy: by vouchers of a channel (0.0001 ADA each),
 by an x402 payment each, which the merchant submits and serves before it is in a block (2 ADA), and from a prepaid
-batch of {CALLS_OF_BATCH:,} calls. Calls come one after the other, of each kind in turn. The channel is open and the
-batch is bought before. Processor time is the daemon's and its signer's, from the first call of a turn until
+batch of {CALLS_OF_BATCH:,} calls. Calls come one after the other, of each kind in turn. The channel is open and
+the batch bought before. Processor time is the daemon's and its signer's, from the first call of a turn until
 {FOLLOW_S:.0f} s after its last answer, less what they need at rest. A call by `exact` or by a channel asks the
 merchant twice. Then {CLIENTS} clients share the one channel, on which one voucher at most has no answer yet.
 """

@@ -1,7 +1,7 @@
 """kill -9 around the calls of a channel: one charge for each key, and no answer goes to another request.
 
-A real daemon is killed at every point of a call, in both ways of presenting a voucher. The last test kills a
-daemon with a seeded bug, to show that the checks would notice it. `scripts/kills --channels` kills 2,000 times.
+A real daemon is killed at every point of a call, in both ways of presenting a voucher. The last tests run daemons
+with a seeded bug, to show that the checks would notice it. `scripts/kills --channels` kills 2,000 times.
 """
 
 from pathlib import Path
@@ -45,3 +45,8 @@ async def test_the_checks_catch_a_daemon_that_takes_silence_for_no_charge(
     async with channel_world(tmp_path, forks, "void_after_silence") as made:
         await made.kill(AT_THE_SHOP[2], "proxy", is_other_first=True)
         assert "answer of another" in {violation.split(":")[0] for violation in made.violations}
+
+
+async def test_the_checks_catch_a_voucher_that_left_before_its_promise(tmp_path: Path, forks: ForkServer) -> None:
+    async with channel_world(tmp_path, forks, "promise_nothing") as made:
+        assert "left before durable" in {violation.split(":")[0] for violation in made.violations}

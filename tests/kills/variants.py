@@ -10,6 +10,8 @@ from contextlib import closing
 from typing import Any
 
 import payagent.agent.agent
+import payagent.agent.channels.calls
+import payagent.agent.channels.moves
 import payagent.daemon.compose
 from payagent.agent.agent import Agent
 from payagent.agent.base.ports import SystemClock
@@ -17,8 +19,9 @@ from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.channels.calls import ChannelCalls
 from payagent.agent.payments.sign import PaymentSigner
 from payagent.core.aggregate import PaymentRow
-from payagent.core.channel import CallState
+from payagent.core.channel import CallState, Channel, ChannelMove, Promise
 from payagent.settings.schema import Settings
+from payagent.store.db.unit import Unit
 from payagent.store.rows import channels
 from payagent.wallet.tx_plan import TxPlan, assemble
 
@@ -84,6 +87,16 @@ def void_after_silence(_settings: Settings) -> None:
     setattr(ChannelCalls, "probe", probe)  # noqa: B010  a method is not to be assigned
 
 
+def promise_nothing(_settings: Settings) -> None:
+    """Signs the voucher of a call whose promise is not in the file."""
+    move = payagent.agent.channels.moves.move
+
+    def forgetful(unit: Unit, channel: Channel, by: ChannelMove, now_ms: int) -> Channel:
+        return channel if isinstance(by, Promise) else move(unit, channel, by, now_ms)
+
+    setattr(payagent.agent.channels.calls, "move", forgetful)  # noqa: B010  as above
+
+
 def tell_vouchers(checkpoint: Callable[[str], None]) -> None:
     """Make "after voucher" a point: a call's voucher is signed, and its headers have not left."""
     sign = ChannelCalls._sign
@@ -100,5 +113,6 @@ VARIANTS: dict[str, Callable[[Settings], None]] = {
     "leave_then_persist": leave_then_persist,
     "give_up_at_restart": give_up_at_restart,
     "jumping_clock": jumping_clock,
+    "promise_nothing": promise_nothing,
     "void_after_silence": void_after_silence,
 }
