@@ -12,7 +12,10 @@ from typing import Any
 from benchmarks import report
 from benchmarks.results import Options, Part
 
-PARTS = ("building", "signing", "paying", "before", "burst", "proxy", "store", "fleet", "starting", "seeds")
+PARTS = (
+    *("building", "signing", "paying", "before", "burst", "proxy", "channels", "store", "fleet", "starting"),
+    "seeds",
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -3,17 +3,19 @@
 A fork takes milliseconds where a cold start takes a second, so hundreds of kills fit into a test run. Each daemon
 is still a real process. Orders come as JSON lines on stdin, news goes as JSON lines to stdout:
 
-  in    {"order", "config", "log", "kill_at": [point, count] | null, "variant": name | null}
+  in    {"order", "config", "log", "kill_at": [point, count] | null, "variant": name | null, "armed": path | null}
   out   {"pid", "order"}  {"pid", "ready": {...}}  {"pid", "killing_at": point}  {"pid", "failed": why}
         {"pid", "exit": status}
 
 A daemon with `kill_at` sends itself SIGKILL, on the writer's thread, when a commit point is reached for the
-count-th time. `variant` names a daemon with a seeded bug (variants.py), for the controls.
+count-th time. With `armed` it does so at the point that this file names, and "after voucher" is then a point too.
+`variant` names a daemon with a seeded bug (variants.py), for the controls.
 Never forks while it has a second thread: a lock that another thread holds would stay locked in the child.
 """
 
 import gc
 import json
+import mmap
 import os
 import selectors
 import signal
@@ -22,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from variants import VARIANTS
+from variants import VARIANTS, tell_vouchers
 
 from payagent.core.network import NETWORKS
 from payagent.daemon.serve import serve
@@ -118,6 +120,10 @@ def run(order: Order) -> None:
     settings = load_settings(config, {})
     if order["variant"] is not None:
         VARIANTS[order["variant"]](settings)
+    checkpoint = killer(order["kill_at"])
+    if order["armed"] is not None:
+        checkpoint = armed_killer(Path(order["armed"]))
+        tell_vouchers(checkpoint)
     serve(
         settings,
         config=config,
@@ -125,7 +131,7 @@ def run(order: Order) -> None:
         can_ask=False,
         announce=lambda where: tell(pid=os.getpid(), ready=dict(where)),
         redactor=redactor,
-        checkpoint=killer(order["kill_at"]),
+        checkpoint=checkpoint,
     )
 
 
@@ -138,10 +144,30 @@ def killer(kill_at: tuple[str, int] | None) -> Callable[[str], None]:
         if point == wanted:
             left -= 1
             if left == 0:
-                tell(pid=os.getpid(), killing_at=point)
-                os.kill(os.getpid(), signal.SIGKILL)
+                die(point)
 
     return checkpoint
+
+
+def armed_killer(path: Path) -> Callable[[str], None]:
+    """The checkpoint that ends this process at the point that a file names, of which it is emptied then.
+
+    The file is mapped before the daemon fences itself off from it.
+    """
+    with path.open("r+b") as file:
+        armed = mmap.mmap(file.fileno(), 0)
+
+    def checkpoint(point: str) -> None:
+        if armed[:].rstrip(b"\0").decode() == point:
+            armed[:] = bytes(len(armed))
+            die(point)
+
+    return checkpoint
+
+
+def die(point: str) -> None:
+    tell(pid=os.getpid(), killing_at=point)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -57,12 +57,20 @@ class ForkServer:
     ordered: dict[int, Life] = field(default_factory=dict)
     orders: int = 0
 
-    def start(self, config: Path, log: Path, kill_at: tuple[str, int] | None, variant: str | None) -> Life:
+    def start(
+        self,
+        config: Path,
+        log: Path,
+        kill_at: tuple[str, int] | None,
+        variant: str | None,
+        armed: Path | None = None,
+    ) -> Life:
         life = Life()
         self.orders += 1
         self.ordered[self.orders] = life
         order = {"order": self.orders, "config": str(config), "log": str(log)}
-        line = json.dumps(order | {"kill_at": kill_at, "variant": variant}) + "\n"
+        armed_by = None if armed is None else str(armed)
+        line = json.dumps(order | {"kill_at": kill_at, "variant": variant, "armed": armed_by}) + "\n"
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode())
         return life

@@ -7,15 +7,22 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import payagent.agent.agent
+import payagent.agent.channels.calls
+import payagent.agent.channels.moves
 import payagent.daemon.compose
 from payagent.agent.agent import Agent
 from payagent.agent.base.ports import SystemClock
 from payagent.agent.base.requests import PaymentRequest
+from payagent.agent.channels.calls import ChannelCalls
 from payagent.agent.payments.sign import PaymentSigner
 from payagent.core.aggregate import PaymentRow
+from payagent.core.channel import CallState, Channel, ChannelMove, Promise
 from payagent.settings.schema import Settings
+from payagent.store.db.unit import Unit
+from payagent.store.rows import channels
 from payagent.wallet.tx_plan import TxPlan, assemble
 
 
@@ -67,8 +74,45 @@ def jumping_clock(_settings: Settings) -> None:
     setattr(SystemClock, "now_ms", now_ms)  # noqa: B010  a method is not to be assigned
 
 
+def void_after_silence(_settings: Settings) -> None:
+    """Takes a call by channel without an answer for uncharged, and does not ask its merchant for the count."""
+
+    async def probe(self: ChannelCalls, _merchant: object, _request: object, _offer: object, channel: str) -> None:
+        context = self._context
+        if (call := channels.unanswered_call(context.conn, channel)) is not None:
+            await context.write_at(
+                "probe", lambda unit, now_ms: channels.set_call(unit, call, CallState.VOID, None, now_ms)
+            )
+
+    setattr(ChannelCalls, "probe", probe)  # noqa: B010  a method is not to be assigned
+
+
+def promise_nothing(_settings: Settings) -> None:
+    """Signs the voucher of a call whose promise is not in the file."""
+    move = payagent.agent.channels.moves.move
+
+    def forgetful(unit: Unit, channel: Channel, by: ChannelMove, now_ms: int) -> Channel:
+        return channel if isinstance(by, Promise) else move(unit, channel, by, now_ms)
+
+    setattr(payagent.agent.channels.calls, "move", forgetful)  # noqa: B010  as above
+
+
+def tell_vouchers(checkpoint: Callable[[str], None]) -> None:
+    """Make "after voucher" a point: a call's voucher is signed, and its headers have not left."""
+    sign = ChannelCalls._sign
+
+    async def told(self: ChannelCalls, call: Any) -> Any:
+        voucher = await sign(self, call)
+        checkpoint("after voucher")
+        return voucher
+
+    setattr(ChannelCalls, "_sign", told)  # noqa: B010  a method is not to be assigned
+
+
 VARIANTS: dict[str, Callable[[Settings], None]] = {
     "leave_then_persist": leave_then_persist,
     "give_up_at_restart": give_up_at_restart,
     "jumping_clock": jumping_clock,
+    "promise_nothing": promise_nothing,
+    "void_after_silence": void_after_silence,
 }
