@@ -143,9 +143,10 @@ def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
     if intent.app_id == UPKEEP_APP:
         fingerprint = intent.id
     roles = [("change" if output.address == receipt.wallet else "pay_to") for output in outputs]
-    if requested is None or (kind == "invoice") != (invoice is not None):
+    is_step = kind == "send" and intent.origin != ""
+    if requested is None or (kind == "invoice") != (invoice is not None) or is_step != (receipt.spent is not None):
         yield AuditFinding(
-            "payments", payment.id, f"its kind {kind} is unknown, or needs an invoice, or may not have one"
+            "payments", payment.id, f"its kind {kind} is unknown, or needs an invoice or `spent`, or may have none"
         )
     elif fingerprint != intent.fingerprint:
         yield AuditFinding("intents", intent.id, "its fingerprint does not match its request")
@@ -312,8 +313,9 @@ def checked(receipt: Receipt) -> list[str]:
     """The questions that the checks have answered. The findings say which answers are no."""
     of_invoice = ["whether the 402 as received asks for these outputs, and the terms hash matches them"]
     of_attempts = [
-        "whether each transaction's bytes have its id, inputs, fee and TTL, pay each output and nobody else but "
-        "the wallet, and are signed with the wallet's key",
+        "whether each transaction's bytes have its id, inputs, fee and TTL, pay "
+        + ("each output" if receipt.spent is None else "the channel's script")
+        + " and nobody else but the wallet, and are signed with the wallet's key",
         "whether pycardano reads the same in these bytes",
         "whether the holds and entries match the bytes, and the proof's headers are made from them",
     ]
@@ -331,6 +333,8 @@ def untold(receipt: Receipt) -> list[str]:
         tx_id = payment.tx_hash or payment.void_tx_id
         claim = "is there" if tx_id is None else f"has the transaction {tx_id}"
         questions.append(f"the chain: whether block {block.height} ({block.hash}) {claim}")
+    if receipt.spent is not None:
+        questions.append("the chain: what the spent UTxOs were worth, and whether the others were the channel's")
     if receipt.attempts:
         questions.append(f"the payer: whether {receipt.wallet}, whose key has signed, is its wallet's address")
     return [

@@ -4,7 +4,7 @@ Every key must be present and no other, and each value must have its type and be
 Never: I/O; judges the content of a well-formed receipt.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Annotated, Final, Literal
 
 from pydantic import (
@@ -230,7 +230,8 @@ class Receipt(ReceiptPart):
     """Everything that is recorded about a payment. `payagent ledger verify --receipt` checks it without a daemon.
 
     Each part has the columns of the ledger's tables. `decisions` and `answers` repeat some of `events` for people.
-    In `events`, `detail` is the text that the hash covers.
+    In `events`, `detail` is the text that the hash covers. `spent` is there if the payment changes a channel: the
+    value of each of the wallet's UTxOs that its attempts spend. Anything else that they spend is the channel's.
     """
 
     format: Literal["payagent-receipt/1"]
@@ -248,6 +249,7 @@ class Receipt(ReceiptPart):
     entries: list[ReceiptEntry]
     events: list[ReceiptEvent]
     ledger: ReceiptLedger
+    spent: dict[str, dict[str, _Units]] | None = None
 
     @property
     def all_invoices(self) -> list[ReceiptInvoice]:
@@ -305,7 +307,7 @@ def rows_of(outputs: Iterable[ReceiptOutput]) -> tuple[OutputRow, ...]:
 
 def case_of(receipt: Receipt) -> Case:
     """The receipt as the rows that it was made from; without UTxOs, reservations and submissions."""
-    payment, intent = receipt.payment, receipt.intent
+    payment, intent, spent = receipt.payment, receipt.intent, receipt.spent
     current = {
         **dict(payment),
         "tx_id": payment.tx_hash,
@@ -323,7 +325,7 @@ def case_of(receipt: Receipt) -> Case:
         intent=IntentFacts(0, intent.app_id, intent.origin, intent.is_key_derived, None, None),
         first_invoice_seq=payment.first_invoice_seq,
         invoices={number: _terms(invoice) for number, invoice in receipt.invoices.items()},
-        attempts=tuple(_signed(attempt) for attempt in receipt.attempts),
+        attempts=tuple(_signed(attempt, spent) for attempt in receipt.attempts),
         events=tuple(EventRow(e.seq, payment.id, e.event, e.state, e.detail, e.at_ms) for e in receipt.events),
         holds=tuple((hold.asset, hold.units, hold.at_ms, hold.released_at_ms) for hold in receipt.holds),
         entries=tuple(_entry(entry, payment.id) for entry in receipt.entries),
@@ -334,6 +336,7 @@ def case_of(receipt: Receipt) -> Case:
         submissions=(),
         utxos=(),
         reserved=frozenset(),
+        spent=spent,
     )
 
 
@@ -350,13 +353,13 @@ def _terms(invoice: ReceiptInvoice) -> InvoiceTerms:
     )
 
 
-def _signed(attempt: ReceiptAttempt) -> SignedRow:
+def _signed(attempt: ReceiptAttempt, spent: Mapping[str, object] | None) -> SignedRow:
     return SignedRow(
         tx_id=attempt.tx_hash,
         kind=attempt.kind,
         nonce_utxo=attempt.nonce_utxo,
         invoice_seq=attempt.invoice_seq,
-        inputs=tuple(attempt.inputs),
+        inputs=tuple(ref for ref in attempt.inputs if spent is None or ref in spent),
         cbor=bytes.fromhex(attempt.cbor),
         fee_lovelace=attempt.fee,
         ttl_slot=attempt.ttl_slot,

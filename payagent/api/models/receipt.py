@@ -32,6 +32,7 @@ from payagent.audit.receipt_form import (
 from payagent.core.address import parse_address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import State
+from payagent.store.audit.payment_records import values_of
 from payagent.store.audit.receipts import Recorded, Row, recorded
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about
@@ -47,7 +48,7 @@ def receipt_of(conn: Connection, row: PaymentRow, config: AgentConfig) -> Receip
         config = replace(config, own=parse_address(address, config.network))
     events = [_part(ReceiptEvent, event) for event in record.events]
     seq, hash_ = record.last_event
-    return Receipt(
+    receipt = Receipt(
         format=FORMAT,
         network=config.network.name,
         wallet=config.own.text,
@@ -67,6 +68,9 @@ def receipt_of(conn: Connection, row: PaymentRow, config: AgentConfig) -> Receip
         events=events,
         ledger=ReceiptLedger(last_event=ReceiptLastEvent(seq=seq, hash=hash_), head=str(Head(*record.last_seal))),
     )
+    if row.is_channel_step:
+        receipt.spent = values_of(conn, [ref for attempt in receipt.attempts for ref in attempt.inputs])
+    return receipt
 
 
 def _part(part: type[Part], row: Row, **others: Any) -> Part:

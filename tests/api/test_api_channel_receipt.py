@@ -1,0 +1,89 @@
+"""Receipts of what a channel does: of a step that its bytes prove, and of a call that names its voucher."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kit.agent import Run
+from kit.api import served
+from kit.channel_agent import buy, channel_world, hear
+from kit.channel_calls import PRICE, TAG, channel_shop
+from kit.channel_rows import ADA
+
+from payagent.audit.finding import AuditFinding
+from payagent.audit.receipt import check_receipt
+from payagent.audit.receipt_form import read_receipt
+from payagent.audit.second_reader import second_findings
+from payagent.core.payment.machine import Delivery
+from payagent.core.timestamps import iso_time
+from payagent.store.rows import channels as rows
+
+
+async def test_a_receipt_of_each_step_is_checked_as_a_step(tmp_path: Path) -> None:
+    with channel_world(tmp_path) as at:
+        at.world.fund(*[40 * ADA] * 6)
+        async with at.world.run() as run:
+            await run.run_pass()
+            async with served(run) as api:
+                hear(run, at)
+                made = (await api.http.post("/v1/channels", json={"merchant": "t", "amount": str(6 * ADA)})).json()
+                await settled(run)
+                await buy(run, at, rows.channel(run.context.conn, made["id"]), 1)
+                await api.http.post(f"/v1/channels/{made['id']}/add", json={"amount": str(4 * ADA)})
+                await settled(run)
+                await api.http.post(f"/v1/channels/{made['id']}/close")
+                await settled(run)
+                steps = (await api.http.get(f"/v1/channels/{made['id']}")).json()["steps"]
+                assert [one["step"] for one in steps] == ["open", "add", "close"]
+                for one in steps:
+                    receipt = (await api.http.get(f"/v1/payments/{one['payment']}/receipt")).json()
+                    assert judge(receipt) == []
+                    for attempt in receipt["attempts"]:
+                        assert list(second_findings(attempt["tx_hash"], bytes.fromhex(attempt["cbor"]))) == []
+                    spent = receipt.pop("spent")
+                    assert judge(receipt)
+                    receipt["spent"] = {ref: {"lovelace": "1"} for ref in spent}
+                    assert [one.table for one in judge(receipt)] == ["entries"]
+
+
+def judge(receipt: dict[str, Any]) -> list[AuditFinding]:
+    return list(check_receipt(read_receipt(json.dumps(receipt).encode())))
+
+
+async def settled(run: Run) -> None:
+    await run.agent.submitter.drain(60)
+    await run.settle_down()
+
+
+async def test_a_call_that_was_charged_and_not_served_is_in_the_months_unserved(tmp_path: Path) -> None:
+    with channel_shop(tmp_path) as shop:
+        async with shop.run() as at, served(at.run) as api:
+            await at.call("/channel/0")
+            shop.mood("forget_replays")
+            row = await at.pay("/channel/a")
+            at.get("/channel/a", at.headers(row))
+            _, lost, _ = await at.show("/channel/a", row)
+            assert lost.delivery is Delivery.PAID_NOT_SERVED
+            month = {"month": iso_time(at.run.context.ports.clock.now_ms())[:7]}
+            told = (await api.http.get("/v1/ledger/month", params=month)).json()
+            assert told["unserved"] == [{"asset": "lovelace", "payments": 1, "units": str(PRICE)}]
+
+
+async def test_an_export_has_each_promise_once_and_its_sums_are_the_ledgers(tmp_path: Path) -> None:
+    with channel_shop(tmp_path) as shop:
+        async with shop.run() as at, served(at.run) as api:
+            for number in range(3):
+                await at.call(f"/channel/{number}")
+            text = (await api.http.get("/v1/ledger/export", params={"format": "jsonl"})).text
+            *lines, closing = (json.loads(line) for line in text.splitlines())
+            uses = [one for one in lines if one["type"] == "entry" and one["ref"] == TAG]
+            merchant = f"merchant:{shop.world.origin}"
+            spent = [line["units"] for one in uses for line in one["postings"] if line["account"] == merchant]
+            assert spent == [str(PRICE)] * 3
+            sums = {(one["account"], one["asset"]): one["units"] for one in closing["balances"]}
+            assert sums[merchant, "lovelace"] == str(3 * PRICE) == str(at.spent())
+            for form in ("csv", "hledger", "beancount"):
+                text = (await api.http.get("/v1/ledger/export", params={"format": form})).text
+                assert text.count(TAG) >= 3
+                print(text)
+            for one in uses: print(one)
