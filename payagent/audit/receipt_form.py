@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    RootModel,
     ValidationError,
 )
 from pydantic.json_schema import WithJsonSchema
@@ -40,6 +41,7 @@ from payagent.store.rows.events import EventRow
 from payagent.store.rows.journal import EntryRow
 
 FORMAT: Final = "payagent-receipt/1"
+CALL_FORMAT: Final = "payagent-call-receipt/1"
 RECEIPT_MAX_BYTES = 16 * 1024 * 1024
 
 _INTEGER_MAX = 2**63 - 1
@@ -262,15 +264,47 @@ class Receipt(ReceiptPart):
         return {invoice.number: invoice for invoice in self.all_invoices}
 
 
-def read_receipt(raw: bytes) -> Receipt:
+class CallReceipt(ReceiptPart):
+    """A call that a channel paid, and the newest voucher of the channel that its merchant answered.
+
+    `amount`: the sum that the call's own voucher promises. A voucher for as much or more covers the call.
+    `charged`: None before the merchant's answer. `signature`: in hex, over the IOU for `voucher_amount`; None
+    before the channel's first answer. `provider`: the hash of the key that may claim.
+    """
+
+    format: Literal["payagent-call-receipt/1"]
+    network: str
+    payment: str
+    app: str
+    merchant: str
+    state: str
+    asset: str
+    price: _Units
+    charged: _Units | None
+    created_at_ms: _Time
+    channel: _Bytes
+    provider: _Bytes
+    amount: _Units
+    iou_key: _Bytes
+    voucher_amount: _Units
+    signature: _Bytes | None
+
+
+class AnyReceipt(RootModel[Receipt | CallReceipt]):
+    """The receipt of a payment, or of a call that a channel paid."""
+
+
+def read_receipt(raw: bytes) -> Receipt | CallReceipt:
     """The receipt in a file. Refused: `file_invalid/receipt`."""
     try:
         value = strict_json.loads(raw, max_bytes=RECEIPT_MAX_BYTES)
     except Refused as refused:
         raise Refused("file_invalid/receipt", refused.detail.replace("the body", "the file", 1)) from None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") not in (FORMAT, CALL_FORMAT):
         raise Refused("file_invalid/receipt", f"the file does not say that it is a {FORMAT}")
     try:
+        if value["format"] == CALL_FORMAT:
+            return CallReceipt.model_validate(value)
         receipt = Receipt.model_validate(value)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]

@@ -1,6 +1,8 @@
 """Receipts of what a channel does: of a step that its bytes prove, and of a call that names its voucher."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from kit.api import served
 from kit.channel_agent import buy, channel_world, hear
 from kit.channel_calls import PRICE, TAG, channel_shop
 from kit.channel_rows import ADA
+from nacl.bindings import crypto_sign_open
 
 from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt
@@ -55,6 +58,36 @@ async def settled(run: Run) -> None:
     await run.settle_down()
 
 
+async def test_a_receipt_of_a_call_has_the_voucher_that_an_auditor_can_check(tmp_path: Path) -> None:
+    with channel_shop(tmp_path) as shop:
+        async with shop.run() as at, served(at.run) as api:
+            _, first = await at.call("/channel/0")
+            _, second = await at.call("/channel/1")
+            for row, amount in ((first, PRICE), (second, 2 * PRICE)):
+                answer = await api.http.get(f"/v1/payments/{row.id}/receipt")
+                assert answer.status_code == 200, answer.text
+                receipt = answer.json()
+                assert judge(receipt) == []
+                assert (receipt["merchant"], receipt["channel"]) == (shop.world.origin, TAG)
+                assert (receipt["charged"], receipt["amount"]) == (str(PRICE), str(amount))
+                message = bytes.fromhex(f"9f5820{TAG}19{2 * PRICE:04x}ff")
+                key = bytes.fromhex(receipt["iou_key"])
+                assert crypto_sign_open(bytes.fromhex(receipt["signature"]) + message, key) == message
+            for bent in ({"voucher_amount": str(3 * PRICE)}, {"channel": "18" * 32}, {"charged": str(PRICE + 1)}):
+                assert len(judge(receipt | bent)) == 1
+            (tmp_path / "receipt.json").write_text(json.dumps(receipt))
+        told = payagent("ledger", "verify", "--receipt", str(tmp_path / "receipt.json"), "--json")
+        assert (told["payment"], told["clean"]) == (second.id, True)
+        assert "covers this call" in told["not_told"][0]
+
+
+def payagent(*arguments: str) -> dict[str, Any]:
+    ran = subprocess.run(
+        [sys.executable, "-m", "payagent", *arguments], capture_output=True, text=True, check=True
+    )
+    return dict(json.loads(ran.stdout))
+
+
 async def test_a_call_that_was_charged_and_not_served_is_in_the_months_unserved(tmp_path: Path) -> None:
     with channel_shop(tmp_path) as shop:
         async with shop.run() as at, served(at.run) as api:
@@ -65,7 +98,7 @@ async def test_a_call_that_was_charged_and_not_served_is_in_the_months_unserved(
             _, lost, _ = await at.show("/channel/a", row)
             assert lost.delivery is Delivery.PAID_NOT_SERVED
             month = {"month": iso_time(at.run.context.ports.clock.now_ms())[:7]}
-            told = (await api.http.get("/v1/ledger/month", params=month)).json()
+            told = (await api.http.get("/v1/ledger/report", params=month)).json()
             assert told["unserved"] == [{"asset": "lovelace", "payments": 1, "units": str(PRICE)}]
 
 
@@ -85,5 +118,3 @@ async def test_an_export_has_each_promise_once_and_its_sums_are_the_ledgers(tmp_
             for form in ("csv", "hledger", "beancount"):
                 text = (await api.http.get("/v1/ledger/export", params={"format": form})).text
                 assert text.count(TAG) >= 3
-                print(text)
-            for one in uses: print(one)
