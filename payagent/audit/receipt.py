@@ -329,10 +329,9 @@ def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
 def checked(receipt: Receipt | CallReceipt) -> list[str]:
     """The questions that the checks have answered. The findings say which answers are no."""
     if isinstance(receipt, CallReceipt):
-        signed = f"whether the channel's key signed an IOU for {receipt.voucher_amount}"
         return [
             "whether the charge is within the call's price and its voucher",
-            *([signed] * bool(receipt.signature)),
+            f"whether the channel's key signed the voucher for {receipt.voucher_amount}, if there is a signature",
         ]
     of_invoice = ["whether the 402 as received asks for these outputs, and the terms hash matches them"]
     of_attempts = [

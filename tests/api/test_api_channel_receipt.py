@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kit.agent import Run
 from kit.api import served
 from kit.channel_agent import buy, channel_world, hear
@@ -13,11 +14,14 @@ from kit.channel_calls import PRICE, TAG, channel_shop
 from kit.channel_rows import ADA
 from nacl.bindings import crypto_sign_open
 
+from payagent.agent.channels.moves import move
 from payagent.audit.finding import AuditFinding
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
 from payagent.audit.second_reader import second_findings
+from payagent.core.channel import Moved, Position
 from payagent.core.payment.machine import Delivery
+from payagent.core.problems import Refused
 from payagent.core.timestamps import iso_time
 from payagent.store.rows import channels as rows
 
@@ -118,3 +122,27 @@ async def test_an_export_has_each_promise_once_and_its_sums_are_the_ledgers(tmp_
             for form in ("csv", "hledger", "beancount"):
                 text = (await api.http.get("/v1/ledger/export", params={"format": form})).text
                 assert text.count(TAG) >= 3
+
+
+async def test_an_alert_says_that_a_merchant_claimed_more_than_was_signed(tmp_path: Path) -> None:
+    with channel_shop(tmp_path) as shop:
+        async with shop.run() as at, served(at.run) as api:
+            await at.call("/channel/0")
+            channel = at.channel
+            claimed = Moved(Position(channel.ref or "", channel.capacity, PRICE + 1, None))
+            await at.run.context.write_at("test", lambda unit, now_ms: move(unit, channel, claimed, now_ms))
+            (alert,) = (await api.http.get("/v1/alerts")).json()["alerts"]
+            assert (alert["kind"], alert["subject"]) == ("channel_disputed", f"channel:{TAG}")
+            assert "claimed 0.001001 ADA" in alert["facts"]["detail"]
+
+
+async def test_an_alert_says_that_payagent_closes_a_channel_that_does_not_serve(tmp_path: Path) -> None:
+    with channel_shop(tmp_path) as shop:
+        async with shop.run() as at, served(at.run) as api:
+            await at.call("/channel/0")
+            shop.mood("overcharge")
+            await at.call("/channel/1")
+            with pytest.raises(Refused, match="channel_disputed"):
+                await at.call("/channel/2")
+            (alert,) = (await api.http.get("/v1/alerts")).json()["alerts"]
+            assert (alert["kind"], alert["subject"]) == ("channel_closing", f"channel:{TAG}")
