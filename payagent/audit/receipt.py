@@ -18,6 +18,7 @@ from typing import get_args
 from payagent.audit.finding import AuditFinding
 from payagent.audit.payments import check_record
 from payagent.audit.receipt_form import (
+    CallReceipt,
     Receipt,
     ReceiptEvent,
     ReceiptInvoice,
@@ -62,8 +63,11 @@ _402_MAX_BYTES = 6 * 1024 * 1024
 _402_MAX_DEPTH = strict_json.MAX_DEPTH + 2
 
 
-def check_receipt(receipt: Receipt) -> Iterator[AuditFinding]:
+def check_receipt(receipt: Receipt | CallReceipt) -> Iterator[AuditFinding]:
     """Every part of the receipt that does not follow from the rest."""
+    if isinstance(receipt, CallReceipt):
+        yield from _check_voucher(receipt)
+        return
     owner = owner_of(receipt)
     ids = {str(number): invoice.invoice_id for number, invoice in receipt.invoices.items()}
     yield from _check_events(receipt)
@@ -79,6 +83,19 @@ def check_receipt(receipt: Receipt) -> Iterator[AuditFinding]:
     for invoice in receipt.invoices.values():
         yield from _check_402(receipt, invoice, owner)
     yield from _check_headers(receipt)
+
+
+def _check_voucher(receipt: CallReceipt) -> Iterator[AuditFinding]:
+    """Check the IOU's signature, and that no more was charged than the call's price."""
+    from payagent.wallet.channel_tx import is_iou  # only where there are channels
+
+    iou_key, tag, signature = (
+        bytes.fromhex(text or "") for text in (receipt.iou_key, receipt.channel, receipt.signature)
+    )
+    if receipt.signature is not None and not is_iou(iou_key, tag, receipt.voucher_amount, signature):
+        yield AuditFinding("channels", receipt.channel, f"its key did not sign {receipt.voucher_amount}")
+    if not 0 <= (receipt.charged or 0) <= receipt.price <= receipt.amount:
+        yield AuditFinding("channel_calls", receipt.payment, "it charges more than its price or its voucher")
 
 
 def _check_events(receipt: Receipt) -> Iterator[AuditFinding]:
@@ -143,9 +160,10 @@ def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
     if intent.app_id == UPKEEP_APP:
         fingerprint = intent.id
     roles = [("change" if output.address == receipt.wallet else "pay_to") for output in outputs]
-    if requested is None or (kind == "invoice") != (invoice is not None):
+    is_step = kind == "send" and intent.origin != ""
+    if requested is None or (kind == "invoice") != (invoice is not None) or is_step != (receipt.spent is not None):
         yield AuditFinding(
-            "payments", payment.id, f"its kind {kind} is unknown, or needs an invoice, or may not have one"
+            "payments", payment.id, f"its kind {kind} is unknown, or needs an invoice or `spent`, or may have none"
         )
     elif fingerprint != intent.fingerprint:
         yield AuditFinding("intents", intent.id, "its fingerprint does not match its request")
@@ -308,12 +326,18 @@ def _check_headers(receipt: Receipt) -> Iterator[AuditFinding]:
             yield AuditFinding("attempts", attempt.tx_hash, "its headers do not match its proof")
 
 
-def checked(receipt: Receipt) -> list[str]:
+def checked(receipt: Receipt | CallReceipt) -> list[str]:
     """The questions that the checks have answered. The findings say which answers are no."""
+    if isinstance(receipt, CallReceipt):
+        return [
+            "whether the charge is within the call's price and its voucher",
+            f"whether the channel's key signed the voucher for {receipt.voucher_amount}, if there is a signature",
+        ]
     of_invoice = ["whether the 402 as received asks for these outputs, and the terms hash matches them"]
     of_attempts = [
-        "whether each transaction's bytes have its id, inputs, fee and TTL, pay each output and nobody else but "
-        "the wallet, and are signed with the wallet's key",
+        "whether each transaction's bytes have its id, inputs, fee and TTL, pay "
+        + ("each output" if receipt.spent is None else "the channel's script")
+        + " and nobody else but the wallet, and are signed with the wallet's key",
         "whether pycardano reads the same in these bytes",
         "whether the holds and entries match the bytes, and the proof's headers are made from them",
     ]
@@ -324,13 +348,22 @@ def checked(receipt: Receipt) -> list[str]:
     ]
 
 
-def untold(receipt: Receipt) -> list[str]:
+def untold(receipt: Receipt | CallReceipt) -> list[str]:
     """The facts that the file alone cannot show, each with the party that can show it."""
+    if isinstance(receipt, CallReceipt):
+        covers = "covers" if receipt.signature and receipt.voucher_amount >= receipt.amount else "does not cover"
+        return [
+            f"the ledger: whether this is its row; the voucher for {receipt.voucher_amount} {covers} this call",
+            "the chain: whether the channel is there, and its datum names this key and this provider",
+            "the merchant: what it charged and served",
+        ]
     questions, payment = [], receipt.payment
     if (block := payment.block) is not None:
         tx_id = payment.tx_hash or payment.void_tx_id
         claim = "is there" if tx_id is None else f"has the transaction {tx_id}"
         questions.append(f"the chain: whether block {block.height} ({block.hash}) {claim}")
+    if receipt.spent is not None:
+        questions.append("the chain: what the spent UTxOs were worth, and whether the others were the channel's")
     if receipt.attempts:
         questions.append(f"the payer: whether {receipt.wallet}, whose key has signed, is its wallet's address")
     return [

@@ -4,7 +4,7 @@ Every key must be present and no other, and each value must have its type and be
 Never: I/O; judges the content of a well-formed receipt.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Annotated, Final, Literal
 
 from pydantic import (
@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    RootModel,
     ValidationError,
 )
 from pydantic.json_schema import WithJsonSchema
@@ -40,6 +41,7 @@ from payagent.store.rows.events import EventRow
 from payagent.store.rows.journal import EntryRow
 
 FORMAT: Final = "payagent-receipt/1"
+CALL_FORMAT: Final = "payagent-call-receipt/1"
 RECEIPT_MAX_BYTES = 16 * 1024 * 1024
 
 _INTEGER_MAX = 2**63 - 1
@@ -230,7 +232,8 @@ class Receipt(ReceiptPart):
     """Everything that is recorded about a payment. `payagent ledger verify --receipt` checks it without a daemon.
 
     Each part has the columns of the ledger's tables. `decisions` and `answers` repeat some of `events` for people.
-    In `events`, `detail` is the text that the hash covers.
+    In `events`, `detail` is the text that the hash covers. `spent` is there if the payment changes a channel: the
+    value of each of the wallet's UTxOs that its attempts spend. Anything else that they spend is the channel's.
     """
 
     format: Literal["payagent-receipt/1"]
@@ -248,6 +251,7 @@ class Receipt(ReceiptPart):
     entries: list[ReceiptEntry]
     events: list[ReceiptEvent]
     ledger: ReceiptLedger
+    spent: dict[str, dict[str, _Units]] | None = None
 
     @property
     def all_invoices(self) -> list[ReceiptInvoice]:
@@ -260,15 +264,47 @@ class Receipt(ReceiptPart):
         return {invoice.number: invoice for invoice in self.all_invoices}
 
 
-def read_receipt(raw: bytes) -> Receipt:
+class CallReceipt(ReceiptPart):
+    """A call that a channel paid, and the newest voucher of the channel that its merchant answered.
+
+    `amount`: the sum that the call's own voucher promises. A voucher for as much or more covers the call.
+    `charged`: None before the merchant's answer. `signature`: in hex, over the IOU for `voucher_amount`; None
+    before the channel's first answer. `provider`: the hash of the key that may claim.
+    """
+
+    format: Literal["payagent-call-receipt/1"]
+    network: str
+    payment: str
+    app: str
+    merchant: str
+    state: str
+    asset: str
+    price: _Units
+    charged: _Units | None
+    created_at_ms: _Time
+    channel: _Bytes
+    provider: _Bytes
+    amount: _Units
+    iou_key: _Bytes
+    voucher_amount: _Units
+    signature: _Bytes | None
+
+
+class AnyReceipt(RootModel[Receipt | CallReceipt]):
+    """The receipt of a payment, or of a call that a channel paid."""
+
+
+def read_receipt(raw: bytes) -> Receipt | CallReceipt:
     """The receipt in a file. Refused: `file_invalid/receipt`."""
     try:
         value = strict_json.loads(raw, max_bytes=RECEIPT_MAX_BYTES)
     except Refused as refused:
         raise Refused("file_invalid/receipt", refused.detail.replace("the body", "the file", 1)) from None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") not in (FORMAT, CALL_FORMAT):
         raise Refused("file_invalid/receipt", f"the file does not say that it is a {FORMAT}")
     try:
+        if value["format"] == CALL_FORMAT:
+            return CallReceipt.model_validate(value)
         receipt = Receipt.model_validate(value)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
@@ -305,7 +341,7 @@ def rows_of(outputs: Iterable[ReceiptOutput]) -> tuple[OutputRow, ...]:
 
 def case_of(receipt: Receipt) -> Case:
     """The receipt as the rows that it was made from; without UTxOs, reservations and submissions."""
-    payment, intent = receipt.payment, receipt.intent
+    payment, intent, spent = receipt.payment, receipt.intent, receipt.spent
     current = {
         **dict(payment),
         "tx_id": payment.tx_hash,
@@ -323,7 +359,7 @@ def case_of(receipt: Receipt) -> Case:
         intent=IntentFacts(0, intent.app_id, intent.origin, intent.is_key_derived, None, None),
         first_invoice_seq=payment.first_invoice_seq,
         invoices={number: _terms(invoice) for number, invoice in receipt.invoices.items()},
-        attempts=tuple(_signed(attempt) for attempt in receipt.attempts),
+        attempts=tuple(_signed(attempt, spent) for attempt in receipt.attempts),
         events=tuple(EventRow(e.seq, payment.id, e.event, e.state, e.detail, e.at_ms) for e in receipt.events),
         holds=tuple((hold.asset, hold.units, hold.at_ms, hold.released_at_ms) for hold in receipt.holds),
         entries=tuple(_entry(entry, payment.id) for entry in receipt.entries),
@@ -334,6 +370,7 @@ def case_of(receipt: Receipt) -> Case:
         submissions=(),
         utxos=(),
         reserved=frozenset(),
+        spent=spent,
     )
 
 
@@ -350,13 +387,13 @@ def _terms(invoice: ReceiptInvoice) -> InvoiceTerms:
     )
 
 
-def _signed(attempt: ReceiptAttempt) -> SignedRow:
+def _signed(attempt: ReceiptAttempt, spent: Mapping[str, object] | None) -> SignedRow:
     return SignedRow(
         tx_id=attempt.tx_hash,
         kind=attempt.kind,
         nonce_utxo=attempt.nonce_utxo,
         invoice_seq=attempt.invoice_seq,
-        inputs=tuple(attempt.inputs),
+        inputs=tuple(ref for ref in attempt.inputs if spent is None or ref in spent),
         cbor=bytes.fromhex(attempt.cbor),
         fee_lovelace=attempt.fee,
         ttl_slot=attempt.ttl_slot,

@@ -300,16 +300,17 @@ def _read_again(terminal: Terminal, client: OperatorClient) -> tuple[list[Json],
 
 def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
     from payagent.audit.receipt import check_receipt, checked, untold
-    from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
+    from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, CallReceipt, read_receipt
     from payagent.audit.second_reader import second_findings
 
     receipt = read_receipt(file.read(RECEIPT_MAX_BYTES + 1))
     found = list(check_receipt(receipt))
-    for attempt in receipt.attempts:
+    payment = None if isinstance(receipt, CallReceipt) else receipt.payment
+    for attempt in () if isinstance(receipt, CallReceipt) else receipt.attempts:
         found += second_findings(attempt.tx_hash, bytes.fromhex(attempt.cbor))
-    findings, payment = [asdict(one) for one in found], receipt.payment
+    findings = [asdict(one) for one in found]
     answer: dict[str, Any] = {
-        "payment": payment.id,
+        "payment": receipt.payment if isinstance(receipt, CallReceipt) else receipt.payment.id,
         "clean": not findings,
         "findings": findings,
         "checked": checked(receipt),
@@ -320,7 +321,7 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
         for finding in findings:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
         terminal.line(f"{counted(len(findings), 'finding') if findings else 'clean'}: {answer['payment']}")
-        if not findings and payment.block is not None and payment.state in ON_CHAIN:
+        if not findings and payment is not None and payment.block is not None and payment.state in ON_CHAIN:
             for paid in payment.outputs:
                 landed = f"in block {payment.block.height}, transaction {payment.tx_hash}"
                 terminal.line(f"paid {show_amount(paid.asset, paid.units)} to {paid.address}, {landed}")

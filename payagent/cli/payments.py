@@ -67,7 +67,10 @@ def list_payments(
     cursor: str | None,
     **filters: str | None,
 ) -> None:
-    """List payments, newest first."""
+    """List payments, newest first.
+
+    Calls by channel are not among them: `payagent channels show ID` lists a channel's.
+    """
     answer = connect().get("/v1/payments", **filters, limit=limit, cursor=cursor)
     terminal.give(answer, lambda: _show_list(terminal, answer))
 

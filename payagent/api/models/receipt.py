@@ -12,7 +12,9 @@ from payagent.agent.base.payment_view import retry_headers
 from payagent.audit.finding import Head
 from payagent.audit.receipt import ANSWERS, DECISIONS
 from payagent.audit.receipt_form import (
+    CALL_FORMAT,
     FORMAT,
+    CallReceipt,
     Receipt,
     ReceiptApp,
     ReceiptAttempt,
@@ -32,6 +34,7 @@ from payagent.audit.receipt_form import (
 from payagent.core.address import parse_address
 from payagent.core.aggregate import PaymentRow
 from payagent.core.payment.machine import State
+from payagent.store.audit.payment_records import values_of
 from payagent.store.audit.receipts import Recorded, Row, recorded
 from payagent.store.db.unit import Connection
 from payagent.store.rows import about
@@ -47,7 +50,7 @@ def receipt_of(conn: Connection, row: PaymentRow, config: AgentConfig) -> Receip
         config = replace(config, own=parse_address(address, config.network))
     events = [_part(ReceiptEvent, event) for event in record.events]
     seq, hash_ = record.last_event
-    return Receipt(
+    receipt = Receipt(
         format=FORMAT,
         network=config.network.name,
         wallet=config.own.text,
@@ -66,6 +69,24 @@ def receipt_of(conn: Connection, row: PaymentRow, config: AgentConfig) -> Receip
         entries=[_entry(entry) for entry in record.entries],
         events=events,
         ledger=ReceiptLedger(last_event=ReceiptLastEvent(seq=seq, hash=hash_), head=str(Head(*record.last_seal))),
+    )
+    if row.is_channel_step:
+        receipt.spent = values_of(conn, [ref for attempt in receipt.attempts for ref in attempt.inputs])
+    return receipt
+
+
+def call_receipt_of(conn: Connection, row: PaymentRow, config: AgentConfig) -> CallReceipt:
+    """The receipt of a call that a channel pays. `conn` must be in one read transaction."""
+    from payagent.store.rows import channels  # only where there are channels
+
+    call = channels.require_call(conn, row.id)
+    channel = channels.channel(conn, call.channel)
+    return CallReceipt.model_validate(
+        {"format": CALL_FORMAT, "network": config.network.name, "payment": call.id, "app": call.app_id}
+        | {"merchant": channel.origin, "state": str(call.state), "asset": channel.asset, "price": str(call.price)}
+        | {"charged": None if call.charged is None else str(call.charged), "created_at_ms": call.created_at_ms}
+        | {"channel": channel.id, "provider": channel.provider, "amount": str(call.amount)}
+        | {"iou_key": channel.iou_key, "voucher_amount": str(channel.voucher_amount), "signature": channel.voucher}
     )
 
 

@@ -27,11 +27,11 @@ from payagent.api.models.payments import (
     Quote,
     ReportDelivery,
 )
-from payagent.api.models.receipt import receipt_of
+from payagent.api.models.receipt import call_receipt_of, receipt_of
 from payagent.api.routes.approvals import approval_field
 from payagent.api.routes.auth import APPROVE, BEARER, OPERATE, PAY, READ, AnyApp, Caller, Operator, need, sent
 from payagent.api.routes.params import Page, PaymentId, Since, Until, Waiting, first_of, single_header
-from payagent.audit.receipt_form import Receipt
+from payagent.audit.receipt_form import AnyReceipt, CallReceipt, Receipt
 from payagent.core.aggregate import CHANNEL_CALL, PaymentRow
 from payagent.core.origin import parse_origin
 from payagent.core.payment.machine import Delivery, State
@@ -134,6 +134,7 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
 async def payments(caller: AnyApp, query: Annotated[PaymentFilter, Query()]) -> JsonResponse:
     """An app sees its own payments. A token for approve also sees those that need or needed an approval, and a
     token for read or operate sees all. `approval` is in the answer while a payment awaits one, and with `decided`.
+    Calls by channel are not in it: `/v1/channels/{id}` lists them, and `/v1/payments/{id}` shows each.
     With `delivery`, or a `text` that is no whole id, a page looks at 10,000 payments. It may have few of them, or
     none, and still a cursor."""
     app_id = None if caller.sees_approvals else caller.app.id
@@ -220,17 +221,20 @@ async def payment(
 @router.get(
     "/v1/payments/{payment_id}/receipt",
     summary="Export the receipt of a payment, for others to check",
-    responses=gives(Receipt, 200),
+    responses=gives(AnyReceipt, 200),
 )
 async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
     """With the 402 as received, the decision, the transaction's bytes and each event. A refused payment has one
-    too. It shows what every limit left, so a token with the pay scope alone gets none."""
+    too. It shows what every limit left, so a token with the pay scope alone gets none. The receipt of a call by
+    channel has the channel's newest voucher."""
     row = caller.payment(payment_id)
     return JsonResponse(await run_in_threadpool(_receipt, caller.context, row.id))
 
 
-def _receipt(context: AgentContext, payment_id: str) -> Receipt:
+def _receipt(context: AgentContext, payment_id: str) -> Receipt | CallReceipt:
     with context.readers.snapshot() as conn:
+        if context.calls is not None and (call := context.calls.find(conn, payment_id)) is not None:
+            return call_receipt_of(conn, call, context.config)
         row = stored.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")

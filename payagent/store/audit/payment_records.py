@@ -230,7 +230,7 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
         attempts = tuple(_signed(*attempt[1:]) for attempt in belongings["attempts"])
         spent = None
         if row[2] == "send" and row[_INTENT_AT + 3]:
-            spent = _spent(conn, attempts)
+            spent = values_of(conn, [ref for attempt in attempts for ref in attempt.inputs])
             attempts = tuple(one._replace(inputs=tuple(filter(spent.get, one.inputs))) for one in attempts)
         yield Case(
             id=row[1],
@@ -265,8 +265,8 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
         )
 
 
-def _spent(conn: sqlite3.Connection, attempts: tuple[SignedRow, ...]) -> dict[str, dict[str, int]]:
-    refs = [ref for attempt in attempts for ref in attempt.inputs]
+def values_of(conn: sqlite3.Connection, refs: list[str]) -> dict[str, dict[str, int]]:
+    """The value of each of these UTxOs that the ledger has."""
     rows = conn.execute(f"SELECT ref, lovelace, assets FROM utxos WHERE ref IN ({places(len(refs))})", refs)  # noqa: S608
     return {ref: value_of(lovelace, assets) for ref, lovelace, assets in rows}
 

@@ -209,7 +209,10 @@ def payments_page(
 
 
 def lost(conn: sqlite3.Connection, since_ms: int, until_ms: int) -> list[tuple[str, int]]:
-    """(asset, units) of each payment of a period that was paid and not served: what was booked to its merchant."""
+    """(asset, units) of each payment of a period that was paid and not served: what was booked to its merchant.
+
+    Of a call by channel: what the merchant charged.
+    """
     rows = conn.execute(
         "SELECT q.asset, SUM(q.units) "  # noqa: S608
         "FROM (SELECT DISTINCT SUBSTR(subject, LENGTH('unserved:') + 1) AS id FROM alerts "
@@ -218,8 +221,10 @@ def lost(conn: sqlite3.Connection, since_ms: int, until_ms: int) -> list[tuple[s
         "WHERE p.created_at_ms >= ? AND p.created_at_ms < ? AND p.delivery = 'paid_not_served' "
         f"AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)} "
         "AND (q.account LIKE 'merchant:%' OR q.account LIKE 'prepaid:%') "
-        "GROUP BY p.id, q.asset HAVING SUM(q.units) <> 0",
-        (since_ms, until_ms),
+        "GROUP BY p.id, q.asset HAVING SUM(q.units) <> 0 "
+        "UNION ALL SELECT c.asset, n.charged FROM channel_calls n JOIN channels c ON c.id = n.channel_id "
+        "WHERE n.created_at_ms >= ? AND n.created_at_ms < ? AND n.state = 'paid_not_served' AND n.charged > 0",
+        (since_ms, until_ms) * 2,
     )
     return [(str(asset), int(units)) for asset, units in rows]
 
