@@ -250,12 +250,13 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
     )
 
 
-@payagent.command(epilog=example("payagent demo", "payagent demo --fleet", "payagent demo --keystore softhsm"))
+@payagent.command(epilog=example("payagent demo", "payagent demo --fleet", "payagent demo --channels"))
 @click.option("--fleet", is_flag=True, help="Show three daemons on one PostgreSQL. One is killed while it pays.")
+@click.option("--channels", is_flag=True, help="Show 100 calls of 0.001 ADA, paid by a channel.")
 @click.option("--provider", metavar="KIND", help="Read the chain from this kind of provider, such as koios.")
 @click.option("--keystore", type=click.Choice(["softhsm"]), help="Keep the key in an HSM: SoftHSM2, in software.")
 @pass_terminal
-def demo(terminal: Terminal, fleet: bool, provider: str | None, keystore: str | None) -> int:
+def demo(terminal: Terminal, fleet: bool, channels: bool, provider: str | None, keystore: str | None) -> int:
     """Show payments on a devnet and verify every step.
 
     It starts a network, a merchant, the daemon and a client on free loopback ports, with real HTTP between them.
@@ -267,9 +268,10 @@ def demo(terminal: Terminal, fleet: bool, provider: str | None, keystore: str | 
 
     if fleet and (lacks := missing(os.environ)) is not None:
         raise click.UsageError(lacks)
-    if fleet and keystore is not None:
-        raise click.UsageError("--keystore shows one daemon, not a fleet")
-    run = run_fleet_demo if fleet else partial(run_demo, in_hsm=keystore is not None)
+    in_hsm = keystore is not None
+    if fleet + channels + in_hsm > 1:
+        raise click.UsageError("--fleet, --channels and --keystore are demos of their own: choose one")
+    run = run_fleet_demo if fleet else partial(run_demo, in_hsm=in_hsm, by_channel=channels)
     try:
         run(terminal.line, terminal.waiting, os.environ, provider)
     except DemoFailed as failed:
