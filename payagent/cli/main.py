@@ -261,17 +261,17 @@ def demo(terminal: Terminal, fleet: bool, channels: bool, provider: str | None, 
 
     It starts a network, a merchant, the daemon and a client on free loopback ports, with real HTTP between them.
     With --fleet it starts a PostgreSQL server too, and three daemons. It takes about 15 seconds, with --fleet 30.
-    It leaves nothing behind. Exit code 0 only if every step was verified.
+    With --channels a channel pays 100 calls, in about 15 seconds too. It leaves nothing behind. Exit code 0 only if
+    every step was verified.
     """
     from payagent.demo import DemoFailed, run_demo
     from payagent.demo.fleet import missing, run_fleet_demo
 
+    if fleet + channels + (keystore is not None) > 1:
+        raise click.UsageError("--fleet, --channels and --keystore are demos of their own: choose one")
     if fleet and (lacks := missing(os.environ)) is not None:
         raise click.UsageError(lacks)
-    in_hsm = keystore is not None
-    if fleet + channels + in_hsm > 1:
-        raise click.UsageError("--fleet, --channels and --keystore are demos of their own: choose one")
-    run = run_fleet_demo if fleet else partial(run_demo, in_hsm=in_hsm, by_channel=channels)
+    run = run_fleet_demo if fleet else partial(run_demo, in_hsm=keystore is not None, by_channel=channels)
     try:
         run(terminal.line, terminal.waiting, os.environ, provider)
     except DemoFailed as failed:
