@@ -261,7 +261,7 @@ def demo(terminal: Terminal, fleet: bool, channels: bool, provider: str | None, 
 
     It starts a network, a merchant, the daemon and a client on free loopback ports, with real HTTP between them.
     With --fleet it starts a PostgreSQL server too, and three daemons. It takes about 15 seconds, with --fleet 30.
-    With --channels a channel pays 100 calls, in about 15 seconds too. It leaves nothing behind. Exit code 0 only
+    With --channels a channel pays 100 calls, in about 20 seconds. It leaves nothing behind. Exit code 0 only
     if every step was verified.
     """
     from payagent.demo import DemoFailed, run_demo
