@@ -250,26 +250,28 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
     )
 
 
-@payagent.command(epilog=example("payagent demo", "payagent demo --fleet", "payagent demo --keystore softhsm"))
+@payagent.command(epilog=example("payagent demo", "payagent demo --fleet", "payagent demo --channels"))
 @click.option("--fleet", is_flag=True, help="Show three daemons on one PostgreSQL. One is killed while it pays.")
+@click.option("--channels", is_flag=True, help="Show 100 calls of 0.001 ADA, paid by a channel.")
 @click.option("--provider", metavar="KIND", help="Read the chain from this kind of provider, such as koios.")
 @click.option("--keystore", type=click.Choice(["softhsm"]), help="Keep the key in an HSM: SoftHSM2, in software.")
 @pass_terminal
-def demo(terminal: Terminal, fleet: bool, provider: str | None, keystore: str | None) -> int:
+def demo(terminal: Terminal, fleet: bool, channels: bool, provider: str | None, keystore: str | None) -> int:
     """Show payments on a devnet and verify every step.
 
     It starts a network, a merchant, the daemon and a client on free loopback ports, with real HTTP between them.
     With --fleet it starts a PostgreSQL server too, and three daemons. It takes about 15 seconds, with --fleet 30.
-    It leaves nothing behind. Exit code 0 only if every step was verified.
+    With --channels a channel pays 100 calls, in about 20 seconds. It leaves nothing behind. Exit code 0 only
+    if every step was verified.
     """
     from payagent.demo import DemoFailed, run_demo
     from payagent.demo.fleet import missing, run_fleet_demo
 
+    if fleet + channels + (keystore is not None) > 1:
+        raise click.UsageError("--fleet, --channels and --keystore are demos of their own: choose one")
     if fleet and (lacks := missing(os.environ)) is not None:
         raise click.UsageError(lacks)
-    if fleet and keystore is not None:
-        raise click.UsageError("--keystore shows one daemon, not a fleet")
-    run = run_fleet_demo if fleet else partial(run_demo, in_hsm=keystore is not None)
+    run = run_fleet_demo if fleet else partial(run_demo, in_hsm=keystore is not None, by_channel=channels)
     try:
         run(terminal.line, terminal.waiting, os.environ, provider)
     except DemoFailed as failed:

@@ -1,7 +1,7 @@
 """demo: shows payagent at work in plain words, and checks every step against the chain.
 
-Start at `run_demo`, which plays the scenes. `fleet` plays those of several daemons. `stage` starts devnet and
-daemon; `verify` has the checks.
+Start at `run_demo`, which plays the scenes. `channels` has those of channels, and `fleet` plays those of several
+daemons. `stage` starts devnet and daemon; `verify` has the checks.
 
 Never: says that something happened which was not verified.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from payagent.core.cost_headers import PAYMENT_HEADER
 from payagent.core.money import LOVELACE, format_ada
-from payagent.demo import verify
+from payagent.demo import channels, verify
 from payagent.demo.purchase import Purchase, Say, available, say_payment, show_books, was_submitted
 from payagent.demo.stage import TOKEN, DemoFailed, Json, Stage, Waiting, require, stage
 from payagent.devnet.merchant import FLUX, T_BACKEND
@@ -26,16 +26,23 @@ BATCH = 3
 
 
 def run_demo(
-    say: Say, waiting: Waiting, environ: Mapping[str, str], provider: str | None = None, *, in_hsm: bool = False
+    say: Say,
+    waiting: Waiting,
+    environ: Mapping[str, str],
+    provider: str | None = None,
+    *,
+    in_hsm: bool = False,
+    by_channel: bool = False,
 ) -> None:
     """Play every scene. Raises `DemoFailed` at the first step with a wrong result.
 
     `provider`: the kind of chain provider; None for the usual one. `in_hsm`: the wallet's key is in SoftHSM.
+    `by_channel`: the scenes are those of channels.
     """
     with stage(waiting, environ, provider, in_hsm=in_hsm) as on:
         if in_hsm:
             say("The wallet's key is made in a token of SoftHSM. No file of the wallet has it.\n")
-        for number, (title, scene) in enumerate(_SCENES, 1):
+        for number, (title, scene) in enumerate(_CHANNEL_SCENES if by_channel else _SCENES, 1):
             say(f"{number}. {title}")
             scene(on, say)
             say("")
@@ -194,4 +201,13 @@ _SCENES: tuple[tuple[str, Callable[[Stage, Say], None]], ...] = (
     ("A top-up", _top_up),
     ("An agent pays for a tool", _call_a_tool),
     ("The ledger", show_books),
+)
+
+_CHANNEL_SCENES: tuple[tuple[str, Callable[[Stage, Say], None]], ...] = (
+    ("A small Cardano network, a merchant, and a wallet", _open),
+    ("The merchant sells by channel, and the operator allows it", channels.allow),
+    ("A channel is opened", channels.open_one),
+    (f"{channels.CALLS} calls through the proxy", channels.call),
+    ("The channel is closed", channels.close),
+    ("The ledger", channels.books),
 )

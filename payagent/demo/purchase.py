@@ -1,4 +1,4 @@
-"""What both demos do: a client's purchase from its 402 to its delivery, and the ledger beside the chain, in words.
+"""What the demos do: a client's purchase from its 402 to its delivery, and the ledger beside the chain, in words.
 
 Never: says that something happened which was not verified.
 """
@@ -105,8 +105,9 @@ def _account(on: Stage, account: str) -> str:
         **{name: f"in {place}, held for payments" for name, place in _places(on, "held")},
         "fees": "paid as fees",
         "external": "received from outside",
-        f"merchant:{on.devnet.merchant_url}": "paid to the merchant and used",
+        f"merchant:{on.devnet.merchant_url}": "used at the merchant",
         f"prepaid:{on.devnet.merchant_url}": "prepaid at the merchant",
+        f"channel:{on.devnet.merchant_url}": "locked in the channel, not promised",
     }
     return words.get(account, account)
 

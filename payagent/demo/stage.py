@@ -165,10 +165,10 @@ class Stage:
         sent = {"content-type": "application/json", "x-partner": "demo"} | dict(headers)
         return self.http.post(f"{self.devnet.merchant_url}/chat", content=body, headers=sent)
 
-    def through_proxy(self, body: bytes) -> httpx.Response:
-        """The same request with the daemon's proxy as the base URL."""
+    def through_proxy(self, body: bytes, path: str = "/chat") -> httpx.Response:
+        """The same request, or one to another path, with the daemon's proxy as the base URL."""
         sent = {"content-type": "application/json", "x-payagent-token": self.wallet.token}
-        return self.http.post(f"{self.daemon.url}/proxy/t/chat", content=body, headers=sent)
+        return self.http.post(f"{self.daemon.url}/proxy/t{path}", content=body, headers=sent)
 
     def until(self, awaited: str, reached: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
         """Wait until a condition holds, and show the waiting."""

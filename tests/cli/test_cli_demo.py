@@ -49,6 +49,37 @@ def test_the_demo_verifies_every_step_and_leaves_nothing_behind(tmp_path: Path) 
     assert without_figures(recorded) == without_figures(out), how
 
 
+def test_the_demo_of_channels_pays_a_hundred_calls_by_two_transactions_and_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    process = spawn(
+        "demo", "--channels", environ={"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, ""), out + err
+    for words in (
+        "refused: channel_missing",
+        "Each cost 0.001 ADA",
+        "signed 0.1 ADA in all. The merchant counts the same.",
+        "The channel is closing",
+        "100 calls, two transactions",
+        "4.9 ADA  locked in the channel",
+        "0.1 ADA  used at the merchant",
+        "to the unit",
+        "`ledger verify` and `ledger reconcile` find nothing",
+    ):
+        assert words in out
+    assert out.endswith("Every step was verified. Nothing is left behind.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("other", [("--fleet",), ("--keystore", "softhsm")])
+def test_the_demo_of_channels_refuses_to_be_another_demo_too(other: tuple[str, ...]) -> None:
+    result = invoke("demo", "--channels", *other)
+    assert result.code == 2
+    assert "choose one" in result.err
+
+
 def without_figures(text: str) -> str:
     """The text without ids, addresses, amounts and their columns."""
     return re.sub(r" +", " ", re.sub(r"(?:addr_test1|pay_)\w+|[0-9a-f]{64}|[0-9][0-9.:]*", "#", text))
