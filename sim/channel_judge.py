@@ -75,6 +75,8 @@ class ChannelJudge(Judge):
         """By channel: the highest voucher that was signed."""
         self._tags: dict[str, str] = {}
         """By channel: the id of the opening that was released."""
+        self._brought_back: set[str] = set()
+        """Channels that a rollback or a recovery made hold money again. No cap can refuse that."""
         self._was_put_back = False
         self._as_of: tuple[object, int] = (None, 0)
         self.delivered = 0
@@ -135,6 +137,8 @@ class ChannelJudge(Judge):
                 self._story.violate("C3", f"{now.id[:8]} counts by a voucher that is not ours")
         if before is not None and now.signed > before.signed > now.capacity and now.phase is ChannelPhase.OPEN:
             self._story.violate("C3", f"{now.id[:8]} promises {now.signed}, its capacity is {now.capacity}")
+        if now.phase is ChannelPhase.CLOSING and (before is None or before.phase not in LOCKED):
+            self._brought_back.add(now.id)
         self._promised[now.id] = max(now.signed, self._promised.get(now.id, 0))
 
     def _check_sums(self, conn: Connection) -> None:
@@ -147,7 +151,7 @@ class ChannelJudge(Judge):
             (caps.settings.locked_max_lovelace, locked),
             *((caps.locked_max, [one for one in locked if one.origin == origin]) for origin in caps.providers),
         ):
-            if (held := sum(one.deposited for one in channels)) > cap:
+            if (held := sum(one.deposited for one in channels if one.id not in self._brought_back)) > cap:
                 self._story.violate("C5", f"{held} are locked, the cap is {cap}")
         for origin in caps.providers:
             if sum(one.origin == origin and one.phase in LIVE for one in locked) > 1:

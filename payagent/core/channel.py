@@ -235,7 +235,7 @@ class Opened(Moved):
 
     def sets(self, channel: Channel) -> dict[str, Any]:
         return Moved.sets(self, channel) | {
-            "deposited": self.deposited,
+            "deposited": channel.deposited or self.deposited,  # an addition may have been seen first
             "signed": max(channel.signed, min(self.ceiling, self.position.capacity)),
             "is_count_known": channel.is_count_known and not self.ceiling,
         }

@@ -227,6 +227,13 @@ def test_an_older_ledger_takes_a_promise_that_an_addition_covered_which_it_lacks
         apply(USED, Promise(DEPOSITED), 7)
 
 
+def test_an_addition_that_is_seen_before_its_opening_is_not_lost() -> None:
+    """A rollback takes both, and both land again."""
+    lost, _ = apply(USED, OpeningLost(), 7)
+    added, _ = apply(lost, Added(2_000), 8)
+    assert apply(added, Opened(AT, DEPOSITED), 9)[0].deposited == DEPOSITED + 2_000
+
+
 def test_a_settled_output_says_nothing_of_what_was_claimed() -> None:
     after, _ = apply(replace(USED, phase=P.CLOSING), Moved(Position("22" * 32 + "#0", 100, None, None)), 7)
     assert (after.claimed, after.is_settled, after.ref) == (400, True, "22" * 32 + "#0")

@@ -113,7 +113,7 @@ def channel_sums(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int, int,
     """(channel, promised, charged, used, locked, under way) of every channel, in units of its asset.
 
     Promised and charged by its calls, used by the entries of its promises, locked by those of the payments that
-    change it. Under way: how many of these payments are neither over nor booked.
+    change it. Under way: how many of these payments the channel has yet to take into account.
     """
     total, lines = "SELECT CAST(COALESCE(SUM({}), 0) AS BIGINT)", "JOIN postings q ON q.entry_id = j.id"
     return conn.execute(
@@ -124,7 +124,7 @@ def channel_sums(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int, int,
         f"({total.format('q.units')} FROM channel_steps s JOIN entries j ON j.payment_id = s.payment_id {lines} "
         "WHERE s.channel_id = c.id AND q.account = 'channel:' || c.origin AND q.asset = c.asset), "
         "(SELECT COUNT(*) FROM channel_steps s JOIN payments p ON p.id = s.payment_id WHERE s.channel_id = c.id "
-        f"AND s.step <> 'close' AND p.state NOT IN {sql_list(*ENDED_WITHOUT_PAYING)} "
+        f"AND s.step <> 'close' AND NOT (s.is_booked = 0 AND p.state IN {sql_list(*ENDED_WITHOUT_PAYING)}) "
         f"AND NOT (s.is_booked = 1 AND p.state IN {sql_list(*POSTED)})) "
         "FROM channels c ORDER BY c.seq"
     )
