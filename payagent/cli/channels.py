@@ -123,7 +123,7 @@ def close(terminal: Terminal, connect: Connect, channel_id: str, key: str | None
     _ask(
         terminal,
         "It pays no more calls, and cannot be opened again. To close it and to take back the rest costs about "
-        "0.5 ADA in fees.",
+        "0.7 ADA in fees.",
         "Close the channel?",
     )
     _give(terminal, connect().post(path_of("/v1/channels", channel_id, "close"), {}, key))

@@ -204,11 +204,17 @@ def deny(terminal: Terminal, connect: Connect, payment_id: str) -> None:
 def _give_summary(terminal: Terminal, payment: dict[str, Any]) -> None:
     facts = [
         ("payment", payment["id"]),
-        ("money", STATES_IN_WORDS.get(payment["state"], in_words(payment["state"]))),
+        ("money", _money_in_words(payment)),
         ("transaction", payment["tx_hash"]),
         ("reason", (payment.get("reason") or {}).get("detail")),
     ]
     terminal.give(payment, lambda: terminal.facts(facts))
+
+
+def _money_in_words(payment: dict[str, Any]) -> str:
+    if payment["kind"] == "channel_call":
+        return "by voucher: the merchant may claim it from its channel"
+    return STATES_IN_WORDS.get(payment["state"], in_words(payment["state"]))
 
 
 def _in_path(payment_id: str) -> str:
@@ -228,7 +234,7 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
         ("transaction", payment["tx_hash"]),
         ("fee", show_units(LOVELACE, payment["fee"])),
         ("block", _block(payment)),
-        ("money", STATES_IN_WORDS.get(payment["state"], in_words(payment["state"]))),
+        ("money", _money_in_words(payment)),
         ("delivery", _delivery(payment)),
         ("reason", (payment.get("reason") or {}).get("detail")),
         ("merchant says", payment.get("merchant_status")),

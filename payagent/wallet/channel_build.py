@@ -149,14 +149,11 @@ def plan_of(order: StepOrder, step: ChannelStep, raw: bytes, units: int, own: Ad
     Its inputs are ours alone. So what they hold beyond its change and its fee is what it locks.
     """
     outputs = [PlannedOutput("change", one[0], one[1], tuple(one[2].items())) for one in step.others]
-    asked = Output("change", own, LOVELACE, units)
+    is_locking, place = step.step in ("open", "add"), own
     if step.output is not None:
-        place, is_locking = (
-            encode_address(script_address(step.output.terms.script_hash)),
-            step.step in ("open", "add"),
-        )
+        place = encode_address(script_address(step.output.terms.script_hash))
         outputs.insert(0, PlannedOutput("pay_to", place.raw, units if is_locking else 0))
-        asked = Output("pay_to", place, LOVELACE, units) if is_locking else asked
+    asked = Output("pay_to" if is_locking else "change", place, LOVELACE, units)
     return TxPlan(
         *(order.utxos[0], order.utxos, (asked,), tuple(outputs), step.fee),
         Frame(own, step.ttl_slot, 0, order.parameters, FEE_CAP_LOVELACE),

@@ -15,7 +15,7 @@ from kit.effort import pick
 
 from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.channels.moves import move
-from payagent.core.channel import CallState, ChannelPhase, Moved, Position
+from payagent.core.channel import CallState, ChannelPhase, Close, Moved, Position
 from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Scope
 from payagent.core.problems import Refused
@@ -529,6 +529,16 @@ async def test_a_channel_opens_by_itself_where_nothing_else_is_offered(shop: Sho
         await at.run.settle_down()
         answer, _ = await at.call("/channel/a")
         assert answer.json()["path"] == "/channel/a"
+
+
+async def test_while_a_channel_closes_a_person_opens_the_next_one(shop: Shop) -> None:
+    async with shop.run(open="auto") as at:
+        await at.call("/channel/a")
+        await at.run.context.write("close", lambda unit: move(unit, at.channel, Close("channel_disputed"), 1))
+        with pytest.raises(Refused) as refused:
+            await at.pay("/channel/b")
+        assert (refused.value.code, refused.value.problem.retryable) == ("channel_missing", False)
+        assert len(list(channels.locked_channels(at.run.context.conn))) == 1
 
 
 async def test_a_late_answer_serves_its_call_and_hides_no_newer_one(shop: Shop) -> None:

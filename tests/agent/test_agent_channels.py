@@ -10,9 +10,10 @@ import cbor2
 import pytest
 from kit.agent import ADA, APP, Run, put
 from kit.channel_agent import DEPOSIT, PRICE, ChannelWorld, buy, channel_world, hear, open_channel, parts, steps
+from kit.channel_rows import a_channel, put_channels
 
 from payagent.agent.chain_sync.external_spends import unfreeze
-from payagent.agent.channels.positions import terms_of
+from payagent.agent.channels.positions import address_of, terms_of
 from payagent.agent.operator.pause import pause, unpause
 from payagent.core.channel import CallState, Channel, ChannelCall, ChannelPhase
 from payagent.core.ledger import channel_account
@@ -54,8 +55,10 @@ async def test_a_channel_is_opened_added_to_closed_and_returns_after_its_delay(a
         await run.settle_down()
         assert in_channel(run) == at.held() == DEPOSIT + 2 * ADA
         assert now(run, channel).capacity == channel.capacity + 2 * ADA
-        closing, _ = await parts(run).steps.close(APP, channel.id)
+        closing, closes = await parts(run).steps.close(APP, channel.id)
         assert closing.phase is ChannelPhase.CLOSING
+        (output,) = closes.outputs  # the money stays at the script until the channel ends
+        assert (output.address, output.units) == (address_of(channel.script_hash).text, DEPOSIT + 2 * ADA)
         await run.agent.submitter.drain(60)
         await run.settle_down()
         elapse_at_ms = now(run, channel).elapse_at_ms
@@ -230,6 +233,20 @@ async def test_a_cap_of_what_is_locked_refuses_an_opening(
         assert (refused.value.code, refused.value.context["limit"]) == ("limit_exceeded", setting)
         assert run.books().get("held", {}).get("lovelace", 0) == 0
         assert len(run.selectable()) == 3
+
+
+async def test_the_cap_of_all_channels_counts_those_of_other_accounts(at: ChannelWorld) -> None:
+    script = at.world.terms.channels
+    assert script is not None
+    at.caps(ChannelSettings(enabled=True, scripts=script.scripts, locked_max="8 ADA"))  # type: ignore[arg-type, call-arg]
+    async with at.world.run() as run:
+        await run.run_pass()
+        hear(run, at)
+        other = a_channel(1, "https://gone.example", "open")
+        await run.context.write("test", lambda unit: put_channels(unit, replace(other, account=1)))
+        with pytest.raises(Refused) as refused:
+            await parts(run).steps.open(APP, run.world.origin)
+        assert (refused.value.code, refused.value.context["limit"]) == ("limit_exceeded", "channels.locked_max")
 
 
 async def test_an_addition_counts_what_is_locked_already(at: ChannelWorld) -> None:

@@ -272,6 +272,8 @@ def test_whatever_happens_the_promise_holds_and_the_books_agree(
         before = channel
         if only_honest and not is_honest(channel, move):
             continue
+        if isinstance(move, Ended) and not is_posted:  # the chain shows no end without its opening
+            continue
         try:
             channel, changes = apply(channel, move, at_ms)
         except Refused:

@@ -73,7 +73,7 @@ from payagent.wallet.channel_tx import is_iou
 TURN_S = 10.0
 """How long a call waits for the answer to the one before it."""
 
-CHANNEL_COST_LOVELACE = 670_000
+CHANNEL_COST_LOVELACE = 850_000
 """The fees of a channel's opening and its end. `exact` is left for a channel once its fees of a day are more."""
 
 CEILING_CALLS = 100
@@ -241,10 +241,10 @@ class ChannelCalls(Deliveries):
             return None
         offer = trusted[0]
         channel, name = channels.live_channel(conn, merchant.origin), merchant.name
-        if channel is None and all(one.origin != merchant.origin for one in channels.locked_channels(conn)):
+        if channel is None:
             raise Refused("channel_missing", f"no channel is open at {name}")
-        if channel is None or channel.phase is not ChannelPhase.OPEN:
-            raise Refused("channel_opening", f"the channel at {name} is opening or closing")
+        if channel.phase is not ChannelPhase.OPEN:
+            raise Refused("channel_opening", f"the channel at {name} is opening")
         terms = (channel.script_hash, channel.provider, channel.asset, channel.close_period_ms)
         offered = (offer.script_hash.hex(), offer.provider.hex(), offer.asset, offer.withdraw_delay_s * 1000)
         if channel.account != self._context.config.account or not is_shown_here:
@@ -268,7 +268,9 @@ class ChannelCalls(Deliveries):
             is_exact = bool(self._intake.offers(merchant, payment_request, now_ms))
         except Refused:
             is_exact = False
-        is_auto = merchant.channel is not None and merchant.channel.open == "auto"
+        # the next channel at a merchant whose channel is closing is a person's decision
+        has_one = any(one.origin == origin for one in channels.locked_channels(context.conn))
+        is_auto = merchant.channel is not None and merchant.channel.open == "auto" and not has_one
         if is_auto and refusal.code == "channel_missing":
             fees = channels.exact_fees_since(context.conn, origin, now_ms - _DAY_MS)
             async with self._locks[origin]:

@@ -290,7 +290,7 @@ class ChannelSteps:
         merchant = config.merchant(channel.origin)
         if config.channels is None or merchant.channel is None or (live is not None and live.id != channel.id):
             raise Refused("wrong_state", f"{merchant.name} has another channel already, or may have none")
-        locked = [(one.origin, _locked(conn, one)) for one in rows.locked_channels(conn, channel.account)]
+        locked = [(one.origin, _locked(conn, one)) for one in rows.locked_channels(conn)]
         there = sum(held for origin, held in locked if origin == channel.origin)
         for name, most, taken in (
             (f"merchants.{merchant.name}.channel.locked_max", merchant.channel.locked_max_lovelace, there),
