@@ -159,8 +159,10 @@ def _check_intent(receipt: Receipt) -> Iterator[AuditFinding]:
     fingerprint = hashlib.sha256(json.dumps(requested).encode()).hexdigest()
     if intent.app_id == UPKEEP_APP:
         fingerprint = intent.id
-    roles = [("change" if output.address == receipt.wallet else "pay_to") for output in outputs]
     is_step = kind == "send" and intent.origin != ""
+    # what stays in a channel that closes is change at another address
+    own = {receipt.wallet} | {one.address for one in outputs if is_step and one.role == "change"}
+    roles = [("change" if output.address in own else "pay_to") for output in outputs]
     if requested is None or (kind == "invoice") != (invoice is not None) or is_step != (receipt.spent is not None):
         yield AuditFinding(
             "payments", payment.id, f"its kind {kind} is unknown, or needs an invoice or `spent`, or may have none"
