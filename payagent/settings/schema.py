@@ -506,11 +506,6 @@ class Settings(SettingsTable):
                 "channels.enabled: nobody has audited the validator that holds a channel's money, so channels are "
                 "for preprod and the devnet. Write enabled = false"
             )
-        if self.channels.enabled and all(one.kind != "blockfrost" for one in self.chain.providers):
-            raise ValueError(
-                "channels.enabled: a channel needs a provider that shows scripts. Add one of kind blockfrost, or "
-                "write enabled = false"
-            )
         return self
 
     @model_validator(mode="after")

@@ -158,12 +158,6 @@ def test_no_other_network_has_channels(tmp_path: Path, network: str) -> None:
         load(tmp_path, "[channels]\nenabled = true", network=network)
 
 
-def test_channels_need_a_provider_that_shows_scripts(tmp_path: Path) -> None:
-    text = MINIMAL.format(network="devnet").replace('"blockfrost"', '"koios"') + "[channels]\nenabled = true"
-    with pytest.raises(Refused, match=r"channels\.enabled: a channel needs a provider that shows scripts"):
-        load_settings(write(tmp_path, text), {"HOME": str(tmp_path)})
-
-
 def test_devnet_has_its_own_defaults(tmp_path: Path) -> None:
     settings = load(tmp_path, network="devnet")
     assert settings.limits.per_payment_lovelace == 1_000_000_000

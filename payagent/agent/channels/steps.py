@@ -334,7 +334,11 @@ class ChannelSteps:
         for provider in self._context.submit_providers:
             if isinstance(read := await ask(provider), Found):
                 return read.value
-        raise Refused("chain_not_ready", "no provider shows scripts now: a channel needs one of kind blockfrost")
+        raise Refused(
+            "chain_not_ready",
+            "no provider shows scripts now",
+            fix="Add a chain provider of kind blockfrost; if there is one, wait until it answers.",
+        )
 
 
 def _take_in(channel: Channel, app_id: str, unit: Unit) -> None:
