@@ -13,11 +13,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 
-from nacl.bindings import crypto_sign_open
-from nacl.exceptions import BadSignatureError
-
 from payagent.devnet import cbor
-from payagent.devnet.address import read_address
+from payagent.devnet.address import is_signed, read_address
 from payagent.devnet.cbor import Reader
 from payagent.devnet.ledger_types import OutRef, TxOut
 from payagent.devnet.plutus_data import Constr, read_plutus_data, write_plutus_data
@@ -135,11 +132,7 @@ def iou_message(tag: bytes, amount: int) -> bytes:
 
 def is_iou(key: bytes, tag: bytes, amount: int, signature: bytes) -> bool:
     """Whether the signature is this key's IOU for an amount."""
-    try:
-        crypto_sign_open(signature + iou_message(tag, amount), key)
-    except (BadSignatureError, ValueError):
-        return False
-    return True
+    return is_signed(key, signature, iou_message(tag, amount))
 
 
 def channel_tag(ref: OutRef) -> bytes:

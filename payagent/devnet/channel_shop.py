@@ -38,6 +38,7 @@ from payagent.devnet.channel_script import (
     read_datum,
 )
 from payagent.devnet.decode import hash_256
+from payagent.devnet.facilitator import object_of
 from payagent.devnet.ledger import LedgerError, OutRef, TxOut
 from payagent.devnet.merchant import Terms
 from payagent.devnet.node import Node
@@ -148,10 +149,6 @@ def _require(holds: bool, code: str) -> None:
         raise _Refused(code)
 
 
-def _object(value: object) -> Json:
-    return value if isinstance(value, dict) else {}
-
-
 def _mismatch(state: Json, signed: int, signature: str) -> _Refused:
     """A correction, unless there is no voucher to show."""
     held: Json = {"signedMaxClaimable": str(signed), "signature": signature}
@@ -168,6 +165,7 @@ class ChannelShop:
         self._offered: list[Json] = []
         self._key = SigningKey(hash_256(f"payagent devnet channels {name}".encode()))
         self.provider = blake2b(bytes(self._key.verify_key), digest_size=28).digest()
+        self._address = b"\x60" + self.provider
         self.settings = ChannelShopSettings()
         self.records: dict[str, SoldChannel] = {}
         self.counts: Counter[str] = Counter()
@@ -181,10 +179,6 @@ class ChannelShop:
         self.settings = replace(chosen, claim=None)
         if chosen.claim is not None:
             self.claim(chosen.claim)
-
-    @property
-    def _address(self) -> bytes:
-        return b"\x60" + self.provider
 
     def _funds(self, *, script: bool) -> list[tuple[OutRef, TxOut]]:
         found = self._node.chain.utxos_at(self._address)
@@ -226,7 +220,7 @@ class ChannelShop:
             self.counts[refused.error] += 1
             entry = self.offer()
             return ChannelShopAnswer(
-                path, refused.error, entry | {"extra": _object(entry["extra"]) | refused.extra}
+                path, refused.error, entry | {"extra": object_of(entry["extra"]) | refused.extra}
             )
         self.work()
         return ChannelShopAnswer(path) if self.settings.mood == "drop_answer" else answer
@@ -234,8 +228,8 @@ class ChannelShop:
     # --- vouchers ---
 
     def _charge(self, path: str, payment: Mapping[str, object]) -> ChannelShopAnswer:
-        accepted, payload = _object(payment.get("accepted")), _object(payment.get("payload"))
-        voucher, config = _object(payload.get("voucher")), _object(payload.get("channelConfig"))
+        accepted, payload = object_of(payment.get("accepted")), object_of(payment.get("payload"))
+        voucher, config = object_of(payload.get("voucher")), object_of(payload.get("channelConfig"))
         _require(payment.get("x402Version") == 2 and accepted in self._offered, "extra")
         _require(payload.get("type") == "voucher", "payload_type")
         channel_id, price, mood = str(voucher.get("channelId")), int(str(accepted["amount"])), self.settings.mood
@@ -279,7 +273,7 @@ class ChannelShop:
         return answer
 
     def _check_config(self, config: Json, accepted: Json, datum: ChannelDatum) -> None:
-        extra = _object(accepted["extra"])
+        extra = object_of(accepted["extra"])
         for name, wanted, code in (
             ("receiver", accepted["payTo"], "receiver_mismatch"),
             ("receiverAuthorizer", extra["receiverAuthorizer"], "receiver_authorizer_mismatch"),

@@ -150,7 +150,6 @@ _CODES = {
     ),
 }
 _BY_CODE = {_PREFIX + code: verdict for verdict, codes in _CODES.items() for code in codes}
-_NOT_TAKEN = (RetryVerdict.REFUSED, RetryVerdict.INVOICED)
 
 
 def read_channel_offers(response: HttpResponse, reading: Reading) -> tuple[ChannelOffer, ...]:
@@ -276,7 +275,7 @@ def read_voucher_answer(response: HttpResponse) -> tuple[VoucherVerdict, str]:
         return VoucherVerdict.OTHER, f"status {code}"
     verdict, word = x402_answers.read_word(response, "")
     known = word.strip().lower().partition(":")[0]
-    is_refused = verdict in _NOT_TAKEN or known.startswith(_PREFIX)
+    is_refused = verdict in (RetryVerdict.REFUSED, RetryVerdict.INVOICED) or known.startswith(_PREFIX)
     default = VoucherVerdict.REFUSE if is_refused else VoucherVerdict.RETRY
     return _BY_CODE.get(known, default), plain(word) or "no reason given"
 

@@ -26,6 +26,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.problems import Refused
 from payagent.wallet import cbor_write as cbor
 from payagent.wallet.channel_tx import (
+    COLLATERAL_CAP_LOVELACE,
     REDEEMERS,
     AddressedValue,
     ChannelOutput,
@@ -40,7 +41,6 @@ from payagent.wallet.transaction import MAINNET_PARAMETERS
 from payagent.wallet.tx_plan import Frame, PlannedOutput, TxParameters, TxPlan
 from payagent.wallet.utxo_index import Utxo
 
-COLLATERAL_CAP_LOVELACE = 1_000_000
 _UNITS = {
     step: (memory * 3 // 2, cpu * 3 // 2)
     for step, memory, cpu in (
