@@ -4,6 +4,7 @@ Never: uses payagent's dialects.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,12 +15,12 @@ from payagent.devnet.faulty_responses import Abort
 from payagent.devnet.x402_terms import encode_header, read_proof, resource
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelApi:
     """Handles GET and POST under /channel/. `tick` advances the chain's clock."""
 
-    def __init__(self, shop: ChannelShop, tick: Callable[[], None]) -> None:
-        self.shop = shop
-        self.tick = tick
+    shop: ChannelShop
+    tick: Callable[[], None]
 
     async def paid(self, request: Request) -> Response:
         """The answer, or a 402. 404 before the merchant sells by channel."""

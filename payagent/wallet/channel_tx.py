@@ -309,12 +309,19 @@ def _step(raw: bytes) -> ChannelStep:
     )
     inputs, (output, others) = body[0], body[1]
     _require(len(inputs) <= _INPUTS_MAX, f"it has more than {_INPUTS_MAX} inputs")
+    stage = {"open": "opened", "add": "opened", "close": "closed"}.get(step)
+    _require((output and output.stage.name) == stage, f"output 0 is not what {step} leaves of a channel")
     channel_input: TxRef | None = None
     if step != "open":
         channel_input = inputs[index]
+        signers = body[14]
         spare = [ref for ref in body[13] if ref in inputs and ref != channel_input]
         _require(spare == [*body[13]] and len(spare) == 1, "the collateral is not one input beside the channel")
-    _require_shape(step, body)
+        _require(len(signers) == (2 if step == "mutual" else 1), f"{step} needs other signers")
+        _require(output is None or signers == (output.terms.consumer,), "the signer is not the channel's consumer")
+    else:
+        tags = [channel_tag(*ref) for ref in inputs]
+        _require(output.terms.tag in tags and not output.stage.subbed, "a new channel has the tag of an input")
     return ChannelStep(
         step=step,
         tx_id=hashlib.blake2b(raw[1:body_end], digest_size=32).digest(),
@@ -334,19 +341,6 @@ def _step(raw: bytes) -> ChannelStep:
         units=units,
         script_data_hash=body.get(11),
     )
-
-
-def _require_shape(step: str, body: Mapping[int, Any]) -> None:
-    output: ChannelOutput | None = body[1][0]
-    stage = {"open": "opened", "add": "opened", "close": "closed"}.get(step)
-    _require((output and output.stage.name) == stage, f"output 0 is not what {step} leaves of a channel")
-    if step != "open":
-        signers = body[14]
-        _require(len(signers) == (2 if step == "mutual" else 1), f"{step} needs other signers")
-        _require(output is None or signers == (output.terms.consumer,), "the signer is not the channel's consumer")
-    elif output is not None:
-        tags = [channel_tag(*ref) for ref in body[0]]
-        _require(output.terms.tag in tags and not output.stage.subbed, "a new channel has the tag of an input")
 
 
 def decode_signed_step(raw: bytes) -> DecodedTransaction:
