@@ -1,4 +1,4 @@
-"""A channel's bytes, and its six transactions as pycardano builds them and our decoder reads them."""
+"""A channel's bytes, and its six transactions as ours are built and our decoder reads them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -116,7 +116,7 @@ def test_what_an_iou_can_redeem_is_what_was_taken_and_what_is_there_but_for_the_
 
 @pytest.mark.parametrize("step", STEPS)
 class TestSteps:
-    def test_the_child_builds_what_was_ordered(self, built: Built, step: str) -> None:
+    def test_what_was_ordered_is_built(self, built: Built, step: str) -> None:
         raw, read = built[step]
         order = order_of(step)
         assert read == decode_step(raw)
@@ -182,7 +182,7 @@ class TestOrdersThatAreRefused:
             build_step(replace(order, script=order.script + b"\x00"))
 
     def test_a_missing_cost_model(self) -> None:
-        """pycardano would write a wrong script data hash, silently."""
+        """The script data hash would be wrong."""
         with pytest.raises(Refused, match="cost model"):
             build_step(replace(order_of("add"), scripts=ScriptParameters(())))
 
