@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacl import bindings
-from nacl.exceptions import BadSignatureError
 
 from payagent.core.hard_caps import FEE_CAP_LOVELACE, TTL_AHEAD_MAX_S
 from payagent.core.money import LOVELACE, format_amount
@@ -33,6 +32,7 @@ from payagent.wallet.channel_tx import (
     channel_tag,
     decode_step,
     iou_message,
+    is_iou,
     script_data_hash,
 )
 from payagent.wallet.keys import SoftwareSigner
@@ -102,14 +102,8 @@ class Channels:
         """The amount that was promised before: what this process signed, or a voucher that its key has signed."""
         if channel in self._promised:
             return self._promised[channel]
-        before = fields.get("before", 0)
-        try:
-            bindings.crypto_sign_open(
-                bytes.fromhex(fields.get("iou", "")) + iou_message(bytes.fromhex(channel.tag), before), key
-            )
-        except (BadSignatureError, ValueError):
-            return 0
-        return int(before)
+        before, iou = fields.get("before", 0), bytes.fromhex(fields.get("iou", ""))
+        return int(before) if is_iou(key, bytes.fromhex(channel.tag), before, iou) else 0
 
     def _promise(self, channel: ChannelName, promised: int, amount: int) -> int:
         """Count what a voucher promises beyond the one before. Return its amount."""

@@ -319,9 +319,6 @@ def _step(raw: bytes) -> ChannelStep:
         _require(spare == [*body[13]] and len(spare) == 1, "the collateral is not one input beside the channel")
         _require(len(signers) == (2 if step == "mutual" else 1), f"{step} needs other signers")
         _require(output is None or signers == (output.terms.consumer,), "the signer is not the channel's consumer")
-    else:
-        tags = [channel_tag(*ref) for ref in inputs]
-        _require(output.terms.tag in tags and not output.stage.subbed, "a new channel has the tag of an input")
     return ChannelStep(
         step=step,
         tx_id=hashlib.blake2b(raw[1:body_end], digest_size=32).digest(),
