@@ -46,7 +46,6 @@ _UNITS = {
         ("close", 189_662, 69_500_000),
         ("end", 114_753, 39_400_000),
         ("elapse", 121_901, 41_900_000),
-        ("mutual", 61_168, 21_600_000),
     )
 }
 """Memory and CPU units to pay for: half as many again as the validator took at protocol 10.
@@ -57,11 +56,9 @@ Each input sorted before the channel, and each output before its own, adds some.
 _PRICE_MEMORY, _PRICE_CPU = Fraction(577, 10_000), Fraction(721, 10_000_000)
 """Mainnet's, in lovelace per unit."""
 
-_PRICE_REFERENCE_BYTE, _COLLATERAL_PERCENT = 15, 150
-"""Mainnet's: lovelace for each byte of a referenced script, and the collateral's part of the fee."""
-
-_SIGNATURES_BYTES, _SIGNATURE_BYTES = 5, 101
-"""What signatures add to an unsigned transaction: their set, and each key with its signature."""
+_COLLATERAL_PERCENT = 150
+_SIGNATURE_BYTES = 106
+"""What its signature adds to an unsigned transaction."""
 
 _SMALL_FEE = 65_536
 """The smallest fee of five bytes, as every real one has. No amount of a plan with it is written shorter."""
@@ -81,14 +78,14 @@ _NO_SCRIPT = ScriptParameters(())
 class StepOrder:
     """One transaction to build.
 
-    `step`: one of the six in `channel_tx`. `own`: raw address of all `utxos`, of change and of the collateral's
-    return. The first of `utxos` is the nonce UTxO, in ADA only, and the collateral; at most two others. An
-    opening's tag is the `channel_tag` of its nonce UTxO.
+    `step`: one of those in `channel_tx`, without `mutual`. `own`: raw address of all `utxos`, of change and of the
+    collateral's return. The first of `utxos` is the nonce UTxO, in ADA only, and the collateral; at most two
+    others. An opening's tag is the `channel_tag` of its nonce UTxO.
     `channel`: the channel to spend, None for open. `output`: what it becomes, see `opened`, `added`, `closed`;
-    None for end, elapse and mutual, whose money goes to `own`. `payouts`: other outputs, before change.
+    None for end and elapse, whose money goes to `own`.
     `start_slot`: in elapse the first slot at or after the channel's `elapse_at_ms`, else None.
     Every step but open needs `script` and `scripts`. `script`: the bytes that Blockfrost's /scripts/{hash}/cbor
-    returns. `reference`: the UTxO that holds it, such as the offer's `reference_script`, or None to attach it.
+    returns.
     """
 
     step: str
@@ -97,20 +94,10 @@ class StepOrder:
     ttl_slot: int
     channel: tuple[TxRef, ChannelOutput] | None = None
     output: ChannelOutput | None = None
-    payouts: tuple[AddressedValue, ...] = ()
     start_slot: int | None = None
     script: bytes = b""
-    reference: TxRef | None = None
     scripts: ScriptParameters = _NO_SCRIPT
     parameters: TxParameters = MAINNET_PARAMETERS
-
-    @property
-    def signers(self) -> tuple[bytes, ...]:
-        """The key hashes that the validator requires."""
-        if self.channel is None:
-            return ()
-        terms = self.channel[1].terms
-        return (terms.consumer, terms.provider) if self.step == "mutual" else (terms.consumer,)
 
 
 def build_step(order: StepOrder) -> tuple[bytes, ChannelStep]:
@@ -182,9 +169,6 @@ def _plan(order: StepOrder) -> ChannelStep:
 def _at_fee(order: StepOrder, fee: int) -> ChannelStep:
     own = [(bytes.fromhex(utxo.tx_id), utxo.index) for utxo in order.utxos]
     values = [{LOVELACE: utxo.lovelace, **dict(utxo.assets)} for utxo in order.utxos]
-    outputs = [{LOVELACE: lovelace, **tokens} for _, lovelace, tokens in order.payouts]
-    if order.output is not None:
-        outputs.append(order.output.value)
     step = ChannelStep(
         step=order.step,
         tx_id=b"",
@@ -197,7 +181,7 @@ def _at_fee(order: StepOrder, fee: int) -> ChannelStep:
         most_collateral=0,
         start_slot=order.start_slot,
         ttl_slot=order.ttl_slot,
-        signers=order.signers,
+        signers=(),
     )
     if order.channel is not None:
         channel_input, channel = order.channel
@@ -211,16 +195,16 @@ def _at_fee(order: StepOrder, fee: int) -> ChannelStep:
             channel_input=channel_input,
             most_collateral=at_risk,
             collateral_return=_returned(order, {LOVELACE: order.utxos[0].lovelace - at_risk}),
-            reference_inputs=(order.reference,) if order.reference else (),
-            script=None if order.reference else order.script,
+            signers=(channel.terms.consumer,),
+            script=order.script,
             units=units,
             script_data_hash=script_data_hash(
                 order.step, inputs.index(channel_input), units, language_views(order.scripts.cost_model)
             ),
         )
-    spent = add([{LOVELACE: fee}, *outputs])
+    spent = add([{LOVELACE: fee}, order.output.value if order.output else {}])
     left = add([*values, {asset: -units for asset, units in spent.items()}])
-    return replace(step, others=(*order.payouts, _returned(order, left)))
+    return replace(step, others=(_returned(order, left),))
 
 
 def _returned(order: StepOrder, value: Mapping[str, int]) -> AddressedValue:
@@ -234,11 +218,9 @@ def _returned(order: StepOrder, value: Mapping[str, int]) -> AddressedValue:
 def _least_fee(order: StepOrder, step: ChannelStep) -> int:
     """Return the least fee, in lovelace, of a step with this size once it is signed."""
     memory, cpu = step.units
-    size = len(_write(step)) + _SIGNATURES_BYTES + _SIGNATURE_BYTES * max(len(step.signers), 1)
-    fee = order.parameters.min_fee_b + order.parameters.min_fee_a * size
-    if step.reference_inputs:
-        fee += len(order.script) * _PRICE_REFERENCE_BYTE
-    return fee + ceil(memory * _PRICE_MEMORY + cpu * _PRICE_CPU)
+    size = len(_write(step)) + _SIGNATURE_BYTES
+    of_script = ceil(memory * _PRICE_MEMORY + cpu * _PRICE_CPU)
+    return order.parameters.min_fee_b + order.parameters.min_fee_a * size + of_script
 
 
 def _write(step: ChannelStep) -> bytes:
@@ -257,7 +239,6 @@ def _write(step: ChannelStep) -> bytes:
         14: _set([cbor.byte_string(signer) for signer in step.signers]),
         16: step.collateral_return and _output(*step.collateral_return),
         17: step.most_collateral and cbor.uint(step.most_collateral),
-        18: _refs(step.reference_inputs),
     }
     witnesses = {
         5: step.channel_input and redeemers(step.step, step.inputs.index(step.channel_input), step.units),
