@@ -20,7 +20,7 @@ from starlette.routing import Route, Router
 from payagent.core.money import LOVELACE
 from payagent.devnet.channel_api import ChannelApi
 from payagent.devnet.channel_script import SCRIPT_ADDRESS, ChannelDatum, read_datum
-from payagent.devnet.channel_shop import ChannelShop, ChannelShopAnswer, ChannelShopSettings, Mood, _Refused
+from payagent.devnet.channel_shop import ChannelShop, ChannelShopSettings, Mood, Sold, Unsold
 from payagent.devnet.faulty_responses import ABORT
 from payagent.devnet.ledger import OutRef, TxOut
 from payagent.devnet.node import Node
@@ -67,14 +67,14 @@ class _Shop(ChannelShop):
                 datum = read_datum(out.inline_datum)
                 if datum.tag.hex() == channel_id:
                     return ref, out, datum
-        raise _Refused("channel_not_found")
+        raise Unsold("invalid_batch_settlement_cardano_channel_not_found")
 
-    def ask(self, path: str, payment: Any) -> ChannelShopAnswer:
+    def ask(self, path: str, payment: Any) -> Sold | None:
         before = self.counts["served"]
-        answer = super().ask(path, payment)
+        sold = super().ask(path, payment)
         if self.counts["served"] > before and not self.is_asked_for_count:
             self.charged[path] += 1
-        return answer
+        return sold
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,15 @@
 """The world of a wallet that pays calls through channels. Its seeds are its own (`scripts/sim --channels`).
 
 Merchants sell by channel in changing moods, an operator opens, adds and closes, and several apps make calls. All
-faults of `World` go on meanwhile: deaths, forks, lost answers, full disks, an older ledger. pycardano builds in
-this process. Start at `ChannelWorld.run`.
-
-Never: uses a child process.
+faults of `World` go on meanwhile: deaths, forks, lost answers, full disks, an older ledger.
+Start at `ChannelWorld.run`.
 """
 
 import asyncio
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from unittest.mock import patch
-
-from typeguard import suppress_type_checks
 
 from payagent.agent.base.config import AgentConfig
 from payagent.audit.signed_bytes import Owner
@@ -31,7 +25,6 @@ from payagent.settings.schema import ChannelSettings, MerchantChannelSettings
 from payagent.signer.channels import Channels, Windows
 from payagent.signer.policy import Clocks, Policy
 from payagent.store.rows import channels as rows
-from payagent.wallet import channel_build
 from payagent.wallet.keys import SoftwareSigner
 from sim.channel_judge import Caps, ChannelJudge
 from sim.channel_merchants import ChannelSimShop, ProbingTransport, draw_habits
@@ -40,23 +33,12 @@ from sim.fixtures import ADA, NETWORK, account
 from sim.judge import Judge
 from sim.process import DeadError, SimProcess
 from sim.seed_plan import SeedPlan
-from sim.trace import Trace
 from sim.world import World
 
 LOOSE = 10_000 * ADA
 DELAY_S = 900
 SETTLES_MAX = 3
 """A channel that was recovered late still has its withdraw delay before it."""
-
-
-def _build_here(request: Mapping[str, object]) -> bytes:
-    """As the child does, and with the child's errors."""
-    from pycardano.exception import InvalidTransactionException, UTxOSelectionException
-
-    try:
-        return bytes.fromhex(channel_build._build(json.loads(json.dumps(request))))
-    except (InvalidTransactionException, UTxOSelectionException) as error:
-        raise Refused("not_enough_funds", str(error)[:200]) from None
 
 
 class CallTask(BuyerTask):
@@ -197,12 +179,6 @@ class ChannelWorld(World):
         return told
 
     # --- the run
-
-    def run(self) -> Trace:
-        # pycardano formats its state for a log that nobody reads, and checks the type of each field
-        quick = patch("pycardano.logging.pformat", lambda *_args, **_how: "")
-        with patch.object(channel_build, "_run_child", _build_here), suppress_type_checks(), quick:
-            return super().run()
 
     async def _run(self) -> None:
         self._do(self._change_moods())

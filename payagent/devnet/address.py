@@ -1,5 +1,7 @@
 """Reads the raw form of addresses, as far as outputs and their spending need it (CIP-19, Byron CDDL).
 
+It also verifies signatures by their keys.
+
 Pure.
 
 Never: makes an address.
@@ -7,6 +9,10 @@ Never: makes an address.
 
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
+
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
 
 from payagent.devnet.cbor import Reader, require
 from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError
@@ -91,3 +97,13 @@ def _read_byron_attributes(reader: Reader) -> tuple[int, int]:
 
 def _open_array(reader: Reader, length: int, what: str) -> None:
     require(reader.expect(4, what) == length, f"{what}: an array of {length} was expected")
+
+
+@lru_cache(maxsize=256)
+def is_signed(key: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether the signature is this key's for the message."""
+    try:
+        crypto_sign_open(signature + message, key)
+    except (BadSignatureError, ValueError):
+        return False
+    return True

@@ -13,11 +13,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 
-from nacl.bindings import crypto_sign_open
-from nacl.exceptions import BadSignatureError
-
 from payagent.devnet import cbor
-from payagent.devnet.address import read_address
+from payagent.devnet.address import is_signed, read_address
 from payagent.devnet.cbor import Reader
 from payagent.devnet.ledger_types import OutRef, TxOut
 from payagent.devnet.plutus_data import Constr, read_plutus_data, write_plutus_data
@@ -135,11 +132,7 @@ def iou_message(tag: bytes, amount: int) -> bytes:
 
 def is_iou(key: bytes, tag: bytes, amount: int, signature: bytes) -> bool:
     """Whether the signature is this key's IOU for an amount."""
-    try:
-        crypto_sign_open(signature + iou_message(tag, amount), key)
-    except (BadSignatureError, ValueError):
-        return False
-    return True
+    return is_signed(key, signature, iou_message(tag, amount))
 
 
 def channel_tag(ref: OutRef) -> bytes:
@@ -247,16 +240,15 @@ def _run_step(
     _require(new.at(then) == old.at(then) and new.stage == then, f"{name}: the constants or the stage change")
     _require(after.assets.keys() <= {old.currency}, f"{name}: other assets are added")
     gone = old.amount(out) - old.amount(after)
-    match name:
-        case "add":
-            _require(new == old and gone < 0, "add: nothing is added, or what was taken changes")
-        case "close":
-            _require(new.subbed == old.subbed and gone <= 0, "close: money leaves, or what was taken changes")
-            is_in_time = view.end_ms is not None and view.end_ms <= new.elapse_at_ms - old.close_period_ms
-            _require(is_in_time, "close: elapses too early")
-        case "sub":
-            _require(new.subbed - old.subbed == gone, "sub: the sum does not fit what leaves")
-            _require(new.subbed <= owed, "sub: above the IOU")
-        case _:
-            _require(gone <= owed - old.subbed, "settle: above the IOU")
+    is_in_time = view.end_ms is not None and view.end_ms <= new.elapse_at_ms - old.close_period_ms
+    holds, otherwise = {
+        "add": (new == old and gone < 0, "nothing is added, or what was taken changes"),
+        "close": (
+            new.subbed == old.subbed and gone <= 0 and is_in_time,
+            "money leaves, what was taken changes, or it elapses too early",
+        ),
+        "sub": (new.subbed - old.subbed == gone <= owed - old.subbed, "not what leaves, or above the IOU"),
+        "settle": (gone <= owed - old.subbed, "above the IOU"),
+    }[name]
+    _require(holds, f"{name}: {otherwise}")
     return name

@@ -38,13 +38,14 @@ from payagent.devnet.channel_script import (
     read_datum,
 )
 from payagent.devnet.decode import hash_256
+from payagent.devnet.facilitator import Unpayable, object_of
 from payagent.devnet.ledger import LedgerError, OutRef, TxOut
 from payagent.devnet.merchant import Terms
 from payagent.devnet.node import Node
 from payagent.devnet.plutus_data import Constr, write_plutus_data
 from payagent.devnet.script_rules import script_data_hash
 from payagent.devnet.settings import STRICT, BadSettings, made
-from payagent.devnet.x402_terms import NETWORK
+from payagent.devnet.x402_terms import NETWORK, X402, requirements
 
 Json = dict[str, object]
 SCHEME = "batch-settlement"
@@ -54,6 +55,14 @@ _FUNDS_LOVELACE = 100_000_000
 _UNITS = (1_000_000, 400_000_000)
 _RESERVE_BYTES = 402
 """What min-ADA counts for a closed channel in ADA: its output at the widest, and 160."""
+
+_SCRIPT_HOLDER = b"\x60" + SCRIPT_HASH
+"""An address that holds the script to refer to. No one has its key."""
+
+_SWAPPED: dict[str, Json] = {
+    "swap_provider": {"receiverAuthorizer": "22" * 28},
+    "swap_script": {"scriptHash": "11" * 28},
+}
 
 Claim = Literal["sub", "settle"]
 _CLAIMS: dict[str, Claim] = {
@@ -114,6 +123,10 @@ def read_channel(body: object, now: ChannelShopSettings) -> ChannelShopSettings:
     return made(partial(replace, now), body)
 
 
+Sold = tuple[str, Json]
+"""A served call: the path that was asked for, and the receipt."""
+
+
 @dataclass(frozen=True, slots=True)
 class SoldChannel:
     """What the shop knows of a channel. `answer` is the one to the latest voucher."""
@@ -121,42 +134,28 @@ class SoldChannel:
     count: int
     signed: int = 0
     signature: str = ""
-    answer: "ChannelShopAnswer | None" = None
+    answer: Sold | None = None
     before: "SoldChannel | None" = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelShopAnswer:
-    """How a call ended. `receipt` comes with a served call, `accepts` with a 402. Dropped: neither."""
+class Unsold(Unpayable):
+    """A call is not paid for. `extra` corrects the payer."""
 
-    path: str = ""
-    error: str = ""
-    accepts: Json | None = None
-    receipt: Json | None = None
-
-
-class _Refused(Exception):  # noqa: N818  a verdict, not an error of ours
-    """The voucher does not pay. `extra` corrects the payer."""
-
-    def __init__(self, code: str, extra: Json | None = None) -> None:
-        super().__init__(code)
-        self.error, self.extra = _CODE + code, extra or {}
+    def __init__(self, reason: str, extra: Json | None = None) -> None:
+        super().__init__(reason)
+        self.extra = extra or {}
 
 
 def _require(holds: bool, code: str) -> None:
     if not holds:
-        raise _Refused(code)
+        raise Unsold(_CODE + code)
 
 
-def _object(value: object) -> Json:
-    return value if isinstance(value, dict) else {}
-
-
-def _mismatch(state: Json, signed: int, signature: str) -> _Refused:
+def _mismatch(state: Json, signed: int, signature: str) -> Unsold:
     """A correction, unless there is no voucher to show."""
     held: Json = {"signedMaxClaimable": str(signed), "signature": signature}
     corrective: Json = {"channelState": state, "voucherState": held}
-    return _Refused("cumulative_amount_mismatch", corrective if signature else None)
+    return Unsold(_CODE + "cumulative_amount_mismatch", corrective if signature else None)
 
 
 class ChannelShop:
@@ -168,6 +167,8 @@ class ChannelShop:
         self._offered: list[Json] = []
         self._key = SigningKey(hash_256(f"payagent devnet channels {name}".encode()))
         self.provider = blake2b(bytes(self._key.verify_key), digest_size=28).digest()
+        self._address = b"\x60" + self.provider
+        self._script: OutRef = ("", 0)
         self.settings = ChannelShopSettings()
         self.records: dict[str, SoldChannel] = {}
         self.counts: Counter[str] = Counter()
@@ -177,65 +178,46 @@ class ChannelShop:
         """Take new settings. The first time, the faucet gives the shop money and the script."""
         if not self.settings.is_open and chosen.is_open:
             self._node.faucet(self._address, _FUNDS_LOVELACE, {})
-            self._node.faucet(self._address, _FUNDS_LOVELACE, {}, script=SCRIPT_CBOR)
+            self._script = self._node.faucet(_SCRIPT_HOLDER, _FUNDS_LOVELACE, {}, script=SCRIPT_CBOR), 0
         self.settings = replace(chosen, claim=None)
         if chosen.claim is not None:
             self.claim(chosen.claim)
 
-    @property
-    def _address(self) -> bytes:
-        return b"\x60" + self.provider
-
-    def _funds(self, *, script: bool) -> list[tuple[OutRef, TxOut]]:
-        found = self._node.chain.utxos_at(self._address)
-        return [(ref, out) for ref, out in found if (out.reference_script is not None) is script]
-
     def offer(self) -> Json:
         """The one entry of `accepts`."""
-        terms, mood = self._terms(), self.settings.mood
+        terms, mood = self._terms(), self.settings.mood or ""
+        if mood == "raise_price":
+            terms = replace(terms, price_units=2 * terms.price_units)
         extra: Json = {
-            "scriptHash": (b"\x11" * 28 if mood == "swap_script" else SCRIPT_HASH).hex(),
-            "receiverAuthorizer": (b"\x22" * 28 if mood == "swap_provider" else self.provider).hex(),
+            "scriptHash": SCRIPT_HASH.hex(),
+            "receiverAuthorizer": self.provider.hex(),
             "withdrawDelay": self.settings.withdraw_delay,
+            "referenceScript": f"{self._script[0]}#{self._script[1]}",
         }
-        for (tx_id, index), _ in self._funds(script=True)[:1]:
-            extra["referenceScript"] = f"{tx_id}#{index}"
-        asset = terms.asset
-        entry: Json = {
-            "scheme": SCHEME,
-            "network": NETWORK,
-            "amount": str(terms.price_units * (2 if mood == "raise_price" else 1)),
-            "asset": asset if asset == LOVELACE else f"{asset[:56]}.{asset[56:]}",
-            "payTo": terms.pay_to.text,
-            "maxTimeoutSeconds": 600,
-            "extra": extra,
-        }
+        entry = requirements(terms, X402()) | {"scheme": SCHEME, "extra": extra | _SWAPPED.get(mood, {})}
         if entry not in self._offered:
             self._offered.append(entry)
         return entry
 
-    def ask(self, path: str, payment: Mapping[str, object] | None) -> ChannelShopAnswer:
-        """Serve a call, or say what it costs."""
+    def ask(self, path: str, payment: Mapping[str, object] | None) -> Sold | None:
+        """Serve a call. None: the connection drops. Raises `Unsold`."""
         if self.settings.mood == "vanish":
-            return ChannelShopAnswer(path)
+            return None
         if payment is None:
-            return ChannelShopAnswer(path, "PAYMENT-SIGNATURE header is required", self.offer())
+            raise Unsold("PAYMENT-SIGNATURE header is required")
         try:
-            answer = self._charge(path, payment)
-        except _Refused as refused:
-            self.counts[refused.error] += 1
-            entry = self.offer()
-            return ChannelShopAnswer(
-                path, refused.error, entry | {"extra": _object(entry["extra"]) | refused.extra}
-            )
+            sold = self._charge(path, payment)
+        except Unsold as refused:
+            self.counts[refused.reason] += 1
+            raise
         self.work()
-        return ChannelShopAnswer(path) if self.settings.mood == "drop_answer" else answer
+        return None if self.settings.mood == "drop_answer" else sold
 
     # --- vouchers ---
 
-    def _charge(self, path: str, payment: Mapping[str, object]) -> ChannelShopAnswer:
-        accepted, payload = _object(payment.get("accepted")), _object(payment.get("payload"))
-        voucher, config = _object(payload.get("voucher")), _object(payload.get("channelConfig"))
+    def _charge(self, path: str, payment: Mapping[str, object]) -> Sold:
+        accepted, payload = object_of(payment.get("accepted")), object_of(payment.get("payload"))
+        voucher, config = object_of(payload.get("voucher")), object_of(payload.get("channelConfig"))
         _require(payment.get("x402Version") == 2 and accepted in self._offered, "extra")
         _require(payload.get("type") == "voucher", "payload_type")
         channel_id, price, mood = str(voucher.get("channelId")), int(str(accepted["amount"])), self.settings.mood
@@ -247,7 +229,7 @@ class ChannelShop:
         try:
             signed, signature = int(str(voucher["maxClaimableAmount"])), bytes.fromhex(str(voucher["signature"]))
         except (KeyError, ValueError):
-            raise _Refused("payload") from None
+            raise Unsold(_CODE + "payload") from None
         _require(0 <= signed < 2**63, "payload")
         if mood == "old_record" and record is not None and record.before is not None:
             record = record.before
@@ -272,14 +254,14 @@ class ChannelShop:
         if mood != "no_charge":
             extra["chargedAmount"] = str(charged)
         receipt: Json = {"success": True, "payer": datum.consumer.hex(), "network": NETWORK, "transaction": ""}
-        answer = ChannelShopAnswer(path, receipt=receipt | {"amount": "", "extra": extra})
+        sold = path, receipt | {"amount": "", "extra": extra}
         before = replace(record, before=None)
-        self.records[channel_id] = SoldChannel(count, signed, signature.hex(), answer, before)
+        self.records[channel_id] = SoldChannel(count, signed, signature.hex(), sold, before)
         self.counts["served"] += 1
-        return answer
+        return sold
 
     def _check_config(self, config: Json, accepted: Json, datum: ChannelDatum) -> None:
-        extra = _object(accepted["extra"])
+        extra = object_of(accepted["extra"])
         for name, wanted, code in (
             ("receiver", accepted["payTo"], "receiver_mismatch"),
             ("receiverAuthorizer", extra["receiverAuthorizer"], "receiver_authorizer_mismatch"),
@@ -306,13 +288,11 @@ class ChannelShop:
     def find(self, channel_id: str) -> tuple[OutRef, TxOut, ChannelDatum]:
         """The channel's output as of the tip. Only channels in ADA are found."""
         for ref, out in self._node.chain.utxos_at(SCRIPT_ADDRESS):
-            try:
+            with suppress(ScriptFailed):
                 datum = read_datum(out.inline_datum)
-            except ScriptFailed:
-                continue
-            if (datum.tag.hex(), datum.own_hash, datum.currency) == (channel_id, SCRIPT_HASH, LOVELACE):
-                return ref, out, datum
-        raise _Refused("channel_not_found")
+                if (datum.tag.hex(), datum.own_hash, datum.currency) == (channel_id, SCRIPT_HASH, LOVELACE):
+                    return ref, out, datum
+        raise Unsold(_CODE + "channel_not_found")
 
     def balance(self, out: TxOut, datum: ChannelDatum) -> int:
         """The highest amount that a voucher may have."""
@@ -328,7 +308,7 @@ class ChannelShop:
     def claim(self, step: Claim) -> None:
         """Claim from each channel in the step's stage: `sub` from open ones, `settle` from closed ones."""
         for channel_id, record in self.records.items():
-            with suppress(_Refused):
+            with suppress(Unsold):
                 self._claim(step, record, *self.find(channel_id))
 
     def _claim(self, step: Claim, record: SoldChannel, ref: OutRef, out: TxOut, datum: ChannelDatum) -> None:
@@ -337,25 +317,25 @@ class ChannelShop:
         total = min(record.count, record.signed)
         if mood == "claim_backwards" and datum.subbed:
             total = datum.subbed - 1
-        funds, scripts = self._funds(script=False), self._funds(script=True)
+        funds = self._node.chain.utxos_at(self._address)
         is_due = datum.stage == (OPENED if is_sub else CLOSED) and total != datum.subbed and not is_early
-        if not is_due or not funds or not scripts:
+        if not is_due or not funds:
             return
         (money_ref, money), taken = funds[0], total - datum.subbed
         after = datum.at(OPENED, total) if is_sub else datum.at(SETTLED)
         iou = [record.signed, bytes.fromhex(record.signature)]
         redeemer = Constr(1, [[Constr(0, [Constr(1 if is_sub else 3, iou)])]])
-        kept = b"\xa3\x00" + cbor.byte_string(SCRIPT_ADDRESS)
-        kept += b"\x01" + cbor.head(cbor.UINT, out.lovelace - taken)
-        kept += b"\x02\x82\x01\xd8\x18" + cbor.byte_string(after.encode())
+        kept = cbor.head(cbor.UINT, out.lovelace - taken)
+        datum_option = b"\x82\x01\xd8\x18" + cbor.byte_string(after.encode())
+        channel = b"\xa3\x00" + cbor.byte_string(SCRIPT_ADDRESS) + b"\x01" + kept + b"\x02" + datum_option
         change = write_plutus_data([self._address, money.lovelace + taken - _FEE_LOVELACE])
-        raw = self._signed(ref, money_ref, scripts[0][0], b"\x82" + kept + change, redeemer)
+        raw = self._signed(ref, money_ref, b"\x82" + channel + change, redeemer)
         try:
             self.claims.append(self._node.submit(raw))
         except LedgerError:
             self.counts["claims_refused"] += 1
 
-    def _signed(self, channel: OutRef, money: OutRef, script: OutRef, outputs: bytes, redeemer: Constr) -> bytes:
+    def _signed(self, channel: OutRef, money: OutRef, outputs: bytes, redeemer: Constr) -> bytes:
         """A transaction that spends the channel and `money`, which is also the collateral."""
         inputs, chain = sorted([channel, money]), self._node.chain
         place = cbor.head(cbor.UINT, inputs.index(channel))
@@ -368,7 +348,7 @@ class ChannelShop:
             11: cbor.byte_string(script_data_hash(redeemers, chain.params)),
             13: _refs([money]),
             14: write_plutus_data([self.provider]),
-            18: _refs([script]),
+            18: _refs([self._script]),
         }
         body = cbor.head(cbor.MAP, len(fields))
         body += b"".join(cbor.head(cbor.UINT, key) + value for key, value in fields.items())

@@ -84,7 +84,7 @@ def _check_header(requirements: Json, payment: Json, network: str) -> None:
         payment.get("x402Version") == 2 and not isinstance(payment.get("x402Version"), bool),
         f"{PAYLOAD}_unsupported_version",
     )
-    accepted = _object(payment.get("accepted"))
+    accepted = object_of(payment.get("accepted"))
     require(accepted.get("scheme") == "exact" and requirements.get("scheme") == "exact", UNSUPPORTED_SCHEME)
     require(
         canonical(accepted.get("network")) == canonical(requirements.get("network")) == network, NETWORK_MISMATCH
@@ -104,20 +104,20 @@ def canonical(network: object) -> object:
 
 def _read_policy(requirements: Json, payment: Json) -> tuple[int, bool]:
     """(newer blocks needed to settle, or -1 for the mempool; whether the payer submits)."""
-    extra = _object(requirements.get("extra"))
+    extra = object_of(requirements.get("extra"))
     require(extra.get("assetTransferMethod", "default") == "default", UNSUPPORTED_SCHEME)
     policy = extra.get("confirmationPolicy", {"l1Confirmations": DEFAULT_CONFIRMATIONS})
     depth = policy.get("l1Confirmations") if isinstance(policy, dict) and len(policy) == 1 else None
     submission = extra.get("submissionPolicy")
     if type(depth) is not int or not IN_MEMPOOL <= depth <= MOST_CONFIRMATIONS or submission not in list(_MODES):
         raise Unpayable(f"{REQUIREMENTS}_policy")
-    mode = _object(payment.get("payload")).get("submissionMode", "server")
+    mode = object_of(payment.get("payload")).get("submissionMode", "server")
     require(mode in _MODES[submission], PAYLOAD)
     return depth, mode == "client"
 
 
 def _read_nonce(payment: Json) -> OutRef:
-    nonce = _object(payment.get("payload")).get("nonce")
+    nonce = object_of(payment.get("payload")).get("nonce")
     match = _NONCE.fullmatch(nonce) if isinstance(nonce, str) else None
     if match is None:
         raise Unpayable(f"{PAYLOAD}_nonce_invalid")
@@ -126,7 +126,7 @@ def _read_nonce(payment: Json) -> OutRef:
 
 def read_transaction(payment: Json) -> Tx:
     """The transaction that a payment carries. Raises `Unpayable`."""
-    text = _object(payment.get("payload")).get("transaction")
+    text = object_of(payment.get("payload")).get("transaction")
     if not isinstance(text, str):
         raise Unpayable(PAYLOAD)
     try:
@@ -138,7 +138,8 @@ def read_transaction(payment: Json) -> Tx:
         raise Unpayable(f"{PAYLOAD}_transaction_decode_failed") from error
 
 
-def _object(value: object) -> Json:
+def object_of(value: object) -> dict[str, object]:
+    """A JSON object, or an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
 
@@ -279,7 +280,7 @@ class Facilitator:
         A transaction that a rollback removed is submitted again. With `replays`, a served call may settle again;
         without it, that is a duplicate.
         """
-        network = _object(payment.get("accepted")).get("network")
+        network = object_of(payment.get("accepted")).get("network")
         try:
             tx_id = read_transaction(payment).tx_id
             claim = self.claims.get(tx_id)

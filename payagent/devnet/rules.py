@@ -10,13 +10,9 @@ Never: changes a state.
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
 from hashlib import blake2b
 
-from nacl.bindings import crypto_sign_open
-from nacl.exceptions import BadSignatureError
-
-from payagent.devnet.address import read_address
+from payagent.devnet.address import is_signed, read_address
 from payagent.devnet.cbor import ARRAY, Reader, head_size
 from payagent.devnet.decode import hash_256
 from payagent.devnet.ledger_types import UNSUPPORTED, LedgerError, OutRef, Params, Tx, TxOut
@@ -110,16 +106,7 @@ def _bad_signatures(case: TxCase) -> str | None:
 def unverified_keys(tx: Tx) -> list[str]:
     """The keys, in hex, whose signatures over this transaction are invalid."""
     body_hash = bytes.fromhex(tx.tx_id)
-    return [key.hex() for key, signature in tx.witnesses if not _verifies(key, signature, body_hash)]
-
-
-@lru_cache(maxsize=256)
-def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
-    try:
-        crypto_sign_open(signature + message, key)
-    except BadSignatureError:
-        return False
-    return True
+    return [key.hex() for key, signature in tx.witnesses if not is_signed(key, signature, body_hash)]
 
 
 def _missing_signatures(case: TxCase) -> str | None:

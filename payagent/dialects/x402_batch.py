@@ -51,19 +51,15 @@ class ChannelOffer:
 
     `asset` is as in an invoice, and amounts are in its smallest units. `price`: the most that one call costs.
     `provider`: the hash of the key that may claim, the wire's receiverAuthorizer. `echo`: JSON that goes back with
-    each voucher, see `voucher_headers`. A reference is "txid#index".
+    each voucher, see `voucher_headers`.
     """
 
     asset: str
     price: int  # the most that one call costs
     pay_to: Address
-    timeout_s: int
     script_hash: bytes  # 28 bytes, of the channel's validator
     provider: bytes  # 28 bytes, the hash of the key that claims
     withdraw_delay_s: int
-    reference_script: str | None
-    deposit_min: int | None  # a hint
-    confirmations: int | None  # of an opening, before it counts
     echo: str  # what every payment repeats
 
 
@@ -150,7 +146,6 @@ _CODES = {
     ),
 }
 _BY_CODE = {_PREFIX + code: verdict for verdict, codes in _CODES.items() for code in codes}
-_NOT_TAKEN = (RetryVerdict.REFUSED, RetryVerdict.INVOICED)
 
 
 def read_channel_offers(response: HttpResponse, reading: Reading) -> tuple[ChannelOffer, ...]:
@@ -180,18 +175,19 @@ def _read_entry(entry: Terms, shared: x402_v2.Required, reading: Reading) -> Cha
         raise Refused("terms_not_understood", f"extra has {show(unknown)}")
     if extra.get("paymentFlow") not in (None, "authorization"):
         raise Refused("invoice_invalid/body", f"paymentFlow is {show(extra['paymentFlow'])}, not authorization")
+    x402_v2.read_confirmations(extra.get("confirmationPolicy"))
+    if extra.get("referenceScript") is not None:
+        _parse_utxo(extra, "referenceScript")
+    if extra.get("minDeposit") is not None and _parse_units(extra, "minDeposit") < output.units:
+        raise Refused("invoice_invalid/contradiction", "minDeposit is less than the amount")
     accepted = {**entry, "extra": {key: extra[key] for key in extra if key not in _CORRECTIVE_KEYS}}
     return ChannelOffer(
         asset=asset,
         price=output.units,
         pay_to=output.address,
-        timeout_s=timeout_s,
         script_hash=_parse_hex(extra, "scriptHash", 28),
         provider=_parse_hex(extra, "receiverAuthorizer", 28),
         withdraw_delay_s=_parse_delay_s(require(extra, "withdrawDelay"), timeout_s),
-        reference_script=None if extra.get("referenceScript") is None else _parse_utxo(extra, "referenceScript"),
-        deposit_min=None if extra.get("minDeposit") is None else _parse_deposit_min(extra, output.units),
-        confirmations=x402_v2.read_confirmations(extra.get("confirmationPolicy")),
         echo=x402_v2.write_echo(accepted, shared),
     )
 
@@ -203,13 +199,6 @@ def _parse_delay_s(value: object, timeout_s: int) -> int:
             f"withdrawDelay is {show(value)}, not whole seconds from 900 to 2592000 and maxTimeoutSeconds or more",
         )
     return value
-
-
-def _parse_deposit_min(extra: Terms, price: int) -> int:
-    units = _parse_units(extra, "minDeposit")
-    if units < price:
-        raise Refused("invoice_invalid/contradiction", f"minDeposit is {units}, less than the amount of {price}")
-    return units
 
 
 def _parse_hex(fields: Terms, key: str, size: int) -> bytes:
@@ -276,7 +265,7 @@ def read_voucher_answer(response: HttpResponse) -> tuple[VoucherVerdict, str]:
         return VoucherVerdict.OTHER, f"status {code}"
     verdict, word = x402_answers.read_word(response, "")
     known = word.strip().lower().partition(":")[0]
-    is_refused = verdict in _NOT_TAKEN or known.startswith(_PREFIX)
+    is_refused = verdict in (RetryVerdict.REFUSED, RetryVerdict.INVOICED) or known.startswith(_PREFIX)
     default = VoucherVerdict.REFUSE if is_refused else VoucherVerdict.RETRY
     return _BY_CODE.get(known, default), plain(word) or "no reason given"
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacl import bindings
-from nacl.exceptions import BadSignatureError
 
 from payagent.core.hard_caps import FEE_CAP_LOVELACE, TTL_AHEAD_MAX_S
 from payagent.core.money import LOVELACE, format_amount
@@ -27,16 +26,17 @@ from payagent.signer.policy import Policy
 from payagent.signer.spend_window import SpendWindow
 from payagent.wallet import cbor_write as cbor
 from payagent.wallet.channel_tx import (
+    COLLATERAL_CAP_LOVELACE,
     ChannelOutput,
     ChannelStep,
     channel_tag,
     decode_step,
     iou_message,
+    is_iou,
     script_data_hash,
 )
 from payagent.wallet.keys import SoftwareSigner
 
-COLLATERAL_MAX_LOVELACE = 1_000_000
 _SALT = b"payagent channels"
 _PURPOSE = b"payagent channel keys v1"
 _HOUR_S = 3_600
@@ -80,9 +80,12 @@ class Channels:
         """
         ((kind, fields),) = json.loads(request).items()
         channel = ChannelName(*(str(fields[name]) for name in ("tag", "asset", "provider")))
-        if channel.asset != LOVELACE or channel.provider not in self._rules["providers"]:
-            raise _forbidden(f"no merchant of the config has the provider key {channel.provider[:56]}, for ADA")
-        key, secret = bindings.crypto_sign_seed_keypair(self._seed(channel))
+        _require(
+            channel.asset == LOVELACE and channel.provider in self._rules["providers"],
+            f"no merchant of the config has the provider key {channel.provider[:56]}, for ADA",
+        )
+        place = f"iou v1 {self._rules['network']} {channel.tag} {channel.asset} {channel.provider}"
+        key, secret = bindings.crypto_sign_seed_keypair(_hkdf(self._root, place.encode()))
         if kind == "key":
             return key
         promised = self._known(channel, key, fields)
@@ -95,22 +98,12 @@ class Channels:
         self._admit(step, channel, key, promised - max(fields.get("subbed", 0), 0))
         return self._signer.sign_hash(step.tx_id)
 
-    def _seed(self, channel: ChannelName) -> bytes:
-        place = f"iou v1 {self._rules['network']} {channel.tag} {channel.asset} {channel.provider}"
-        return _hkdf(self._root, place.encode())
-
     def _known(self, channel: ChannelName, key: bytes, fields: Mapping[str, Any]) -> int:
         """The amount that was promised before: what this process signed, or a voucher that its key has signed."""
         if channel in self._promised:
             return self._promised[channel]
-        before = fields.get("before", 0)
-        try:
-            bindings.crypto_sign_open(
-                bytes.fromhex(fields.get("iou", "")) + iou_message(bytes.fromhex(channel.tag), before), key
-            )
-        except (BadSignatureError, ValueError):
-            return 0
-        return int(before)
+        before, iou = fields.get("before", 0), bytes.fromhex(fields.get("iou", ""))
+        return int(before) if is_iou(key, bytes.fromhex(channel.tag), before, iou) else 0
 
     def _promise(self, channel: ChannelName, promised: int, amount: int) -> int:
         """Count what a voucher promises beyond the one before. Return its amount."""
@@ -142,7 +135,7 @@ class Channels:
         """Check a step of this channel and count it. `owed`: what a Mutual may pay its provider, in lovelace."""
         _require(step.fee <= FEE_CAP_LOVELACE, f"its fee is {step.fee} lovelace, the cap is {FEE_CAP_LOVELACE}")
         _require(
-            step.most_collateral <= COLLATERAL_MAX_LOVELACE, f"its collateral is {step.most_collateral} lovelace"
+            step.most_collateral <= COLLATERAL_CAP_LOVELACE, f"its collateral is {step.most_collateral} lovelace"
         )
         slot = self._policy.clocks.slot()
         _require(slot is None or step.ttl_slot - slot <= TTL_AHEAD_MAX_S, "it is valid for too long")
@@ -218,9 +211,4 @@ def _hkdf(secret: bytes, info: bytes) -> bytes:
 
 def _require(is_met: bool, why: str) -> None:
     if not is_met:
-        raise _forbidden(why)
-
-
-def _forbidden(why: str) -> Refused:
-    """Build the refusal of a request. `why` names hashes and amounts."""
-    return Refused("signer_refused", why)
+        raise Refused("signer_refused", why)

@@ -45,6 +45,7 @@ from payagent.wallet.tx_decode import (
     read_value,
 )
 
+COLLATERAL_CAP_LOVELACE = 1_000_000
 STAGES = ("opened", "closed", "settled")
 
 REDEEMERS: Mapping[str, bytes] = MappingProxyType(
@@ -73,8 +74,8 @@ _DATUM = re.compile(
 )
 _STEP_OF = {data: step for step, data in REDEEMERS.items()}
 _REDEEMER = re.compile(
-    rb"(\xa1|\xa2)\x05\xa1\x82\x00" + _UINT + rb"\x82(" + b"|".join(map(re.escape, _STEP_OF)) + rb")\x82"
-    + _UINT + _UINT,
+    rb"\xa2\x05\xa1\x82\x00" + _UINT + rb"\x82(" + b"|".join(map(re.escape, _STEP_OF)) + rb")\x82"
+    + _UINT + _UINT + rb"\x07\xd9\x01\x02\x81",
     re.DOTALL,
 )  # fmt: skip
 _WIDE = 2**63  # the widest integers that a Closed datum and a value are planned for
@@ -139,7 +140,7 @@ class ChannelStep:
     `output`: the channel as output 0; None for end, elapse and mutual.
     `others`: the remaining outputs in order.
     `most_collateral`: lovelace that a failed script takes; the rest goes to `collateral_return`.
-    `signers`: required signers, in order. `units`: memory and CPU steps. `script`: attached bytes, if any.
+    `signers`: required signers, in order. `units`: memory and CPU steps. `script`: its bytes; None for open.
     """
 
     step: str
@@ -155,7 +156,6 @@ class ChannelStep:
     ttl_slot: int
     signers: tuple[bytes, ...]
     collateral_return: AddressedValue | None = None
-    reference_inputs: tuple[TxRef, ...] = ()
     script: bytes | None = None
     units: tuple[int, int] = (0, 0)
     script_data_hash: bytes | None = None
@@ -188,14 +188,11 @@ def channel_datum(terms: ChannelTerms, stage: ChannelStage) -> bytes:
         _constructor(1, cbor.byte_string(asset[:28]), cbor.byte_string(asset[28:])) if asset else _constructor(0)
     )
     constants = _list(cbor.byte_string(terms.tag), currency, *hashes, cbor.uint(terms.close_period_ms))
-    return _list(cbor.byte_string(terms.script_hash), constants, _stage(stage))
-
-
-def _stage(stage: ChannelStage) -> bytes:
     fields = [] if stage.name == "settled" else [cbor.uint(stage.subbed)]
     if stage.elapse_at_ms is not None:
         fields.append(cbor.uint(stage.elapse_at_ms))
-    return _constructor(STAGES.index(stage.name), *fields)
+    now = _constructor(STAGES.index(stage.name), *fields)
+    return _list(cbor.byte_string(terms.script_hash), constants, now)
 
 
 def _list(*items: bytes) -> bytes:
@@ -305,18 +302,22 @@ def _step(raw: bytes) -> ChannelStep:
     body, body_end = _body(raw, 1)
     step, index, units, script, end = _witnesses(raw, body_end)
     _require(raw[end:] == b"\xf5\xf6", "it ends in true and null, without trailing bytes")
-    needed = _OPEN_FIELDS if step == "open" else _SCRIPT_FIELDS | ({18} if script is None else set())
+    needed = _OPEN_FIELDS if step == "open" else _SCRIPT_FIELDS
     _require(
         body.keys() == needed | ({8} if step == "elapse" else set()), "the body has other fields than its shape"
     )
     inputs, (output, others) = body[0], body[1]
     _require(len(inputs) <= _INPUTS_MAX, f"it has more than {_INPUTS_MAX} inputs")
+    stage = {"open": "opened", "add": "opened", "close": "closed"}.get(step)
+    _require((output and output.stage.name) == stage, f"output 0 is not what {step} leaves of a channel")
     channel_input: TxRef | None = None
     if step != "open":
         channel_input = inputs[index]
+        signers = body[14]
         spare = [ref for ref in body[13] if ref in inputs and ref != channel_input]
         _require(spare == [*body[13]] and len(spare) == 1, "the collateral is not one input beside the channel")
-    _require_shape(step, body)
+        _require(len(signers) == (2 if step == "mutual" else 1), f"{step} needs other signers")
+        _require(output is None or signers == (output.terms.consumer,), "the signer is not the channel's consumer")
     return ChannelStep(
         step=step,
         tx_id=hashlib.blake2b(raw[1:body_end], digest_size=32).digest(),
@@ -331,24 +332,10 @@ def _step(raw: bytes) -> ChannelStep:
         ttl_slot=body[3],
         signers=body.get(14, ()),
         collateral_return=body.get(16),
-        reference_inputs=body.get(18, ()),
         script=script,
         units=units,
         script_data_hash=body.get(11),
     )
-
-
-def _require_shape(step: str, body: Mapping[int, Any]) -> None:
-    output: ChannelOutput | None = body[1][0]
-    stage = {"open": "opened", "add": "opened", "close": "closed"}.get(step)
-    _require((output and output.stage.name) == stage, f"output 0 is not what {step} leaves of a channel")
-    if step != "open":
-        signers = body[14]
-        _require(len(signers) == (2 if step == "mutual" else 1), f"{step} needs other signers")
-        _require(output is None or signers == (output.terms.consumer,), "the signer is not the channel's consumer")
-    elif output is not None:
-        tags = [channel_tag(*ref) for ref in body[0]]
-        _require(output.terms.tag in tags and not output.stage.subbed, "a new channel has the tag of an input")
 
 
 def decode_signed_step(raw: bytes) -> DecodedTransaction:
@@ -380,23 +367,19 @@ def _body(buf: bytes, at: int) -> tuple[dict[int, Any], int]:
         _require(key > before and key in _READERS, f"the body has the field {key}, or not in order")
         before = key
         fields[key], at = _READERS[key](buf, at)
-    _require(fields.keys() >= _OPEN_FIELDS, "the body lacks inputs, outputs, fee or TTL")
     return fields, at
 
 
 def _witnesses(buf: bytes, at: int) -> tuple[str, int, tuple[int, int], bytes | None, int]:
-    """Read the redeemer, as step, the spent input's place and units, and the attached script."""
+    """Read the redeemer, as step, the spent input's place and units, and the script."""
     if buf[at] == 0xA0:
         return "open", 0, (0, 0), None, at + 1
     match = _REDEEMER.match(buf, at)
     if match is None:
-        raise Undecodable("the witnesses do not begin with one redeemer of a step")
-    index, memory, cpu = (_number(match[group], 0)[0] for group in (2, 4, 5))
-    script, at = None, match.end()
-    if match[1] == b"\xa2":
-        _, at = read_fixed(buf, at, b"\x07" + cbor.TAGGED_SET + b"\x81", 0, "there is not one Plutus V3 script")
-        script, at = read_bytes(buf, at, "the script")
-    return _STEP_OF[match[3]], index, (memory, cpu), script, at
+        raise Undecodable("the witnesses are not one redeemer of a step and one Plutus V3 script")
+    index, memory, cpu = (_number(match[group], 0)[0] for group in (1, 3, 4))
+    script, at = read_bytes(buf, match.end(), "the script")
+    return _STEP_OF[match[2]], index, (memory, cpu), script, at
 
 
 def _refs(buf: bytes, at: int) -> tuple[tuple[TxRef, ...], int]:
@@ -454,7 +437,7 @@ def _fixed(head: bytes, size: int, buf: bytes, at: int) -> tuple[bytes, int]:
 _READERS: Mapping[int, Reader] = MappingProxyType(
     {
         0: _refs, 1: _outputs, 2: _number, 3: _number, 8: _number, 11: partial(_fixed, b"\x58\x20", 32), 13: _refs,
-        14: _signers, 16: _other, 17: _number, 18: _refs,
+        14: _signers, 16: _other, 17: _number,
     }
 )  # fmt: skip
 """How the body's fields are read, by Conway's keys. There is no network id (15)."""

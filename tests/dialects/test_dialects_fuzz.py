@@ -260,8 +260,7 @@ def _is_consistent(offer: ChannelOffer, text: str) -> None:
     assert str(offer.price) in text
     assert offer.pay_to.text in text
     assert len(offer.script_hash) == len(offer.provider) == 28
-    assert max(900, offer.timeout_s) <= offer.withdraw_delay_s <= 2_592_000
-    assert offer.deposit_min is None or offer.price <= offer.deposit_min < 2**63
+    assert 900 <= offer.withdraw_delay_s <= 2_592_000
     (header,) = voucher_headers(offer.echo, VOUCHER, SHOWN.intent_id).values()
     assert len(header) < 16_000
     made = json.loads(base64.b64decode(header, validate=True))

@@ -7,7 +7,8 @@ from typing import Any
 from ledger_check.txkit import Key, Out, blake
 
 from kit.plutus_v3 import COST_MODEL_V3
-from payagent.wallet.channel_build import ScriptParameters, StepOrder, script_hash
+from payagent.wallet import channel_build
+from payagent.wallet.channel_build import ScriptParameters, StepOrder, build_step, language_views, script_hash
 from payagent.wallet.channel_tx import (
     ChannelOutput,
     ChannelStage,
@@ -17,8 +18,10 @@ from payagent.wallet.channel_tx import (
     channel_datum,
     channel_tag,
     closed,
+    decode_step,
     opened,
     script_address,
+    script_data_hash,
 )
 from payagent.wallet.utxo_index import Utxo
 
@@ -29,7 +32,7 @@ OWN, PAYEE = CONSUMER.address(), PROVIDER.address(base=False)
 SCRIPT = bytes.fromhex("450101002499")  # (program 1.1.0 (lam x (con unit ())))
 TOKEN = "ab" * 28 + b"USDX".hex()
 NONCE = Utxo("33" * 32, 1, 20 * ADA)
-CHANNEL_REF, REFERENCE = (b"\x44" * 32, 0), (b"\x55" * 32, 2)
+CHANNEL_REF = (b"\x44" * 32, 0)
 START, TTL, TTL_MS = 400_000, 500_000, 1_700_000_000_000
 TERMS = ChannelTerms(
     script_hash=script_hash(SCRIPT),
@@ -46,7 +49,7 @@ STEPS = ("open", "add", "close", "end", "elapse", "mutual")
 
 
 def order_of(step: str, **changes: Any) -> StepOrder:
-    """An order with the script referenced."""
+    """An order. That of `mutual` is for `build`."""
     order = StepOrder(step, OWN, (NONCE,), TTL, scripts=ScriptParameters(COST_MODEL_V3))
     if step == "open":
         return replace(order, output=OPEN, **changes)
@@ -55,12 +58,34 @@ def order_of(step: str, **changes: Any) -> StepOrder:
         "elapse": closed(USED, TTL_MS),
     }.get(step, USED)
     output = {"add": added(USED, 5 * ADA), "close": closed(USED, TTL_MS)}.get(step)
-    more: dict[str, Any] = {"script": SCRIPT, "reference": REFERENCE}
+    more: dict[str, Any] = {"script": SCRIPT}
     if step == "elapse":
         more["start_slot"] = START
-    if step == "mutual":
-        more["payouts"] = ((PAYEE, 2 * ADA, {}),)
     return replace(order, channel=(CHANNEL_REF, before), output=output, **more | changes)
+
+
+def build(order: StepOrder, payout: int = 2 * ADA) -> tuple[bytes, ChannelStep]:
+    """As `build_step`, and `mutual` too, which pays the provider `payout`. payagent itself builds none."""
+    if order.step != "mutual":
+        return build_step(order)
+    _, ended = build_step(replace(order, step="end"))
+    assert ended.channel_input
+    more, collateral = 10_000, 15_000  # for the second signature
+    (own, left, tokens), place = ended.others[0], ended.inputs.index(ended.channel_input)
+    _, back, _ = ended.collateral_return or (OWN, 0, {})
+    views = language_views(order.scripts.cost_model)
+    mutual = replace(
+        ended,
+        step="mutual",
+        signers=(*ended.signers, PROVIDER.key_hash),
+        fee=ended.fee + more,
+        most_collateral=ended.most_collateral + collateral,
+        collateral_return=(own, back - collateral, {}),
+        others=((PAYEE, payout, {}), (own, left - payout - more, tokens)),
+        script_data_hash=script_data_hash("mutual", place, ended.units, views),
+    )
+    raw = channel_build._write(mutual)
+    return raw, decode_step(raw)
 
 
 def unspent(order: StepOrder) -> Mapping[tuple[str, int], Out]:
@@ -69,9 +94,6 @@ def unspent(order: StepOrder) -> Mapping[tuple[str, int], Out]:
     if order.channel:
         (tx_id, index), channel = order.channel
         utxos[tx_id.hex(), index] = on_chain(channel)
-    if order.reference:
-        script = b"\x82\x03" + bytes((0x40 + len(SCRIPT),)) + SCRIPT
-        utxos[order.reference[0].hex(), order.reference[1]] = Out(OWN, 2 * ADA, reference_script=script.hex())
     return utxos
 
 

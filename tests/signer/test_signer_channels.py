@@ -198,7 +198,6 @@ def opening(ask: Asked) -> ChannelStep:
         ttl_slot=NOW_SLOT + 1800,
         signers=(),
         collateral_return=None,
-        reference_inputs=(),
         script=None,
         units=(0, 0),
         script_data_hash=None,
