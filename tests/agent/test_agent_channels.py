@@ -266,6 +266,13 @@ async def test_a_merchant_has_one_channel_and_a_repeated_key_finds_its_opening(a
         assert (again.id, same.id) == (first.id, opening.id)
         with pytest.raises(Refused, match="wrong_state"):
             await parts(run).steps.open(APP, run.world.origin)
+        await run.agent.submitter.drain(60)
+        await run.settle_down()
+        with pytest.raises(Refused, match="idempotency_key_reused"):
+            await parts(run).steps.close(APP, first.id, key="one")
+        await parts(run).steps.add(APP, first.id, ADA, key="two")
+        with pytest.raises(Refused, match="idempotency_key_reused"):
+            await parts(run).steps.add(APP, first.id, 2 * ADA, key="two")
 
 
 @pytest.mark.parametrize("mood", ["swap_provider", "swap_script"])

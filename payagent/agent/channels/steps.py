@@ -85,7 +85,7 @@ class ChannelSteps:
         Refused: `channel_unoffered`; `channel_full` if nothing would be left for calls; `limit_exceeded`;
         `wrong_state` if the merchant has a channel; `not_enough_funds`; as `ChainView.require_ready`.
         """
-        if (made := self._made(app_id, key, "open")) is not None:
+        if (made := self._made(app_id, key, "open", origin, units)) is not None:
             return made
         context, config, offer = self._context, self._context.config, self.offers.get(origin)
         merchant, now_ms = config.merchant(origin), context.ports.clock.now_ms()
@@ -171,7 +171,7 @@ class ChannelSteps:
     async def _order(
         self, app_id: str, channel_id: str, step: str, units: int, key: str | None, by: Close | None = None
     ) -> Made:
-        if (made := self._made(app_id, key, step)) is not None:
+        if (made := self._made(app_id, key, step, channel_id, units or None)) is not None:
             return made
         channel = rows.channel(self._context.conn, channel_id)
         if channel.phase is not ChannelPhase.OPEN:
@@ -276,13 +276,21 @@ class ChannelSteps:
             row, _ = await self._lifecycle.carry_out(await context.write_at("admit", admit), signed)
         return rows.channel(context.conn, channel.id), row
 
-    def _made(self, app_id: str, key: str | None, step: str) -> Made | None:
-        """The step that a repeated key has made."""
-        row = find_payment(self._context.conn, app_id, None if key is None else f"key:{key}").payment
-        made = None if row is None else rows.step_of(self._context.conn, row.id)
-        if row is None or made is None or made.step != step:
+    def _made(self, app_id: str, key: str | None, step: str, at: str, units: int | None) -> Made | None:
+        """The step that a repeated key has made. `at`: its channel, or its merchant's origin.
+
+        Refused: `idempotency_key_reused` if the key made another.
+        """
+        conn = self._context.conn
+        row = find_payment(conn, app_id, None if key is None else f"key:{key}").payment
+        if row is None:
             return None
-        return rows.channel(self._context.conn, made.channel_id), row
+        made = rows.step_of(conn, row.id)
+        channel = None if made is None else rows.channel(conn, made.channel_id)
+        is_same = made is not None and made.step == step and units in (None, made.units)
+        if channel is None or not is_same or at not in (channel.id, channel.origin):
+            raise Refused("idempotency_key_reused", f"the key {key!r} was used for another request")
+        return channel, row
 
     def _require_room(self, conn: Connection, channel: Channel, units: int, now_ms: int) -> None:
         """Check that the merchant has no other channel, and the caps. Refused: `wrong_state`, `limit_exceeded`."""
