@@ -281,6 +281,8 @@ class ChannelWorld(World):
         except Refused as refused:
             self.story.reach(f"{step} is refused: {refused.name}")
             self.story.tell(f"{step} is refused: {refused.name}: {refused.detail[:120]}")
+            if refused.code == "paused" and self.is_calm:  # by an older ledger that was put back
+                await self.operator.resume(self)
             return
         self.story.reach(f"an operator orders: {step}")
         self.story.tell(f"the operator orders: {step}")

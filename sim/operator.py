@@ -65,10 +65,10 @@ class SimOperator:
             except (DeadError, Refused):
                 world.story.reach("an operator does not hear whether signing stopped")
             await self._sleep(world, self.rng.uniform(30, 400))
-            await self._resume(world)
-        await self._resume(world)  # an older ledger that was put back may have a pause that is over
+            await self.resume(world)
+        await self.resume(world)  # an older ledger that was put back may have a pause that is over
 
-    async def _resume(self, world: OperatorWorld) -> None:
+    async def resume(self, world: OperatorWorld) -> None:
         """Resume until it is confirmed. The pause may be over from the first try on."""
         self._signed_before = None
         while True:
