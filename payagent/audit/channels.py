@@ -56,7 +56,8 @@ def check_channels(conn: Connection) -> Iterator[AuditFinding | Progress]:
         row = rows[channel]
         spent = (row.signed if row.phase in LOCKED else row.claimed) - forgotten.get(channel, 0)
         back = locked - (row.deposited - row.returned - forgotten.get(channel, 0))
-        if row.phase is ChannelPhase.ENDED and back < 0:  # more came back than this ledger has locked
+        # more came back than this ledger has locked
+        if row.phase is ChannelPhase.ENDED and back < 0 and not under_way:
             spent += back
         else:
             back = 0
