@@ -579,7 +579,9 @@ PROBLEMS: dict[str, Problem] = {
                 "Ask the merchant for a way to pay without it.",
             ),
             "scheme": ProblemReason(
-                "The payment scheme is not supported", "Ask the merchant for x402's scheme `exact`."
+                "The payment scheme is not supported",
+                "Ask the merchant for x402's scheme `exact`. If it sells by channel (`batch-settlement`), see "
+                "docs/how-to/pay-small-amounts.md.",
             ),
             "transfer_method": ProblemReason(
                 "The 402 asks to lock the money in a contract",

@@ -123,6 +123,8 @@ async def running(startup: Startup, wait: Callable[[Refused | None], Awaitable[N
             await _bind(*store, settings.network, own)
             signer = startup.signer.accounts[0] if seat is None else NoSigner()
             front = Agent(config, startup.ports, *store, providers, signer)
+        if config.channels is None:
+            _require_none_locked(front)
         first = HeldAccount(front, TopupRunner(front, merchants))
         jobs = AccountJobs(startup, front, store, merchants, records)
         fleet = Fleet(first) if seat is None else _shared_fleet(startup, first, seat, jobs)
@@ -142,6 +144,19 @@ async def running(startup: Startup, wait: Callable[[Refused | None], Awaitable[N
         yield fleet, jobs.notifiers, jobs.heartbeat, links, egress
     if is_lost.is_set():
         raise Refused("lease_lost", f"another daemon has opened {settings.data_dir / LEDGER_FILE}")
+
+
+def _require_none_locked(front: Agent) -> None:
+    """Refused `config_invalid` if channels hold money: nothing would bring it back while channels are off."""
+    from payagent.store.rows.channels import locked_channels
+
+    if held := locked_channels(front.context.conn):
+        raise Refused(
+            "config_invalid",
+            f"channels.enabled is false, and {len(held)} channels hold money",
+            money="Nothing was signed. What is locked returns only while channels are on.",
+            fix="Set channels.enabled = true, close the channels, and turn it off once they have ended.",
+        )
 
 
 class AccountJobs:

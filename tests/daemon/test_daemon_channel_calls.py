@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from kit.canaries import plant
-from kit.daemon import PASSPHRASE, Process, announced_at, stop
+from kit.daemon import PASSPHRASE, Process, announced_at, refused, stop
 from kit.http import NO_TLS
 
 from payagent.api.http.tokens import hash_token
@@ -103,3 +103,7 @@ def test_calls_of_a_daemon_that_was_killed_are_charged_once(wallet: Path, devnet
         assert count(devnet) == 6_000
         assert stop(process)[0] == 0
     assert (wallet / "data/channels.json").stat().st_mode & 0o777 == 0o600
+    config = wallet / "config.toml"
+    config.write_text(config.read_text().replace("[channels]\nenabled = true", "[channels]\nenabled = false"))
+    code, talk = refused(wallet)
+    assert (code, "1 channels hold money" in talk) == (2, True), talk

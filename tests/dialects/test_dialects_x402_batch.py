@@ -190,13 +190,13 @@ def test_a_402_with_both_schemes_is_paid_by_exact_as_before() -> None:
         assert offer(answer_402(required(*entries))) == alone
 
 
-def test_a_402_with_this_scheme_alone_is_refused_as_before() -> None:
+def test_a_402_with_this_scheme_alone_is_refused_and_names_the_page_of_channels() -> None:
     for terms in (required(DRAFT_OFFER), required(DRAFT_OFFER, channel_entry(amount="2000"))):
         with pytest.raises(Refused) as refused:
             read_offers(answer_402(terms), knowing())
         assert refused.value.name == "invoice_unsupported/scheme"
         assert refused.value.detail == 'the scheme is "batch-settlement", not exact'
-        assert refused.value.problem.fix == "Ask the merchant for x402's scheme `exact`."
+        assert "docs/how-to/pay-small-amounts.md" in refused.value.problem.fix
 
 
 def test_reading_402s_and_starting_the_daemon_do_not_import_it() -> None:

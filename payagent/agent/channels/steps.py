@@ -89,7 +89,13 @@ class ChannelSteps:
             return made
         context, config, offer = self._context, self._context.config, self.offers.get(origin)
         merchant, now_ms = config.merchant(origin), context.ports.clock.now_ms()
-        why = "it sent no offer yet" if offer is None else why_untrusted(config, merchant, offer)
+        why = (
+            "it sent no offer since the daemon started"
+            if offer is None
+            else why_untrusted(config, merchant, offer)
+        )
+        if merchant.channel is None:
+            why = "its table has no channel.provider_keys"
         if offer is None or merchant.channel is None or why is not None:
             raise Refused("channel_unoffered", f"{merchant.name}: {why}")
         units, slot = units or merchant.channel.deposit_lovelace, context.chain.require_ready(now_ms)
@@ -175,7 +181,8 @@ class ChannelSteps:
             return made
         channel = rows.channel(self._context.conn, channel_id)
         if channel.phase is not ChannelPhase.OPEN:
-            raise Refused("wrong_state", f"the channel is {channel.phase}, not open")
+            known = f"See `payagent channels show {channel.id}`."
+            raise Refused("wrong_state", f"the channel is {channel.phase}, not open", fix=known)
         listed = await self._listed(channel.script_hash)
         alikes = alike(channel, self._context.config.own.payment_key_hash, listed)
         found = [utxo for utxo in alikes if utxo.ref == channel.ref]  # any other one may be a stranger's

@@ -74,7 +74,9 @@ def channel(conn: Connection, channel_id: str) -> Channel:
     """Refused: `not_found`."""
     row = find_one(conn, _channel, f"{_CHANNEL} WHERE id = ?", (channel_id,))
     if row is None:
-        raise Refused("not_found", f"there is no channel {channel_id[:80]!r}")
+        raise Refused(
+            "not_found", f"there is no channel {channel_id[:80]!r}", fix="See `payagent channels list --json`."
+        )
     return row
 
 
