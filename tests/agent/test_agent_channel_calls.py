@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from kit.agent import ADA, copied, daily, put
@@ -265,12 +266,13 @@ async def test_the_ceiling_is_ahead_of_every_voucher_and_private(shop: Shop) -> 
         assert file.read_text() == f'{{"{TAG}": {PRICE}}}\n'
 
 
-def test_a_ceiling_file_that_is_not_json_stops_the_start(tmp_path: Path) -> None:
-    (tmp_path / "channels.json").write_text('{"17')
+@pytest.mark.parametrize("text", ['{"17', "[]", "null", '{"17": "1"}', '{"17": 1.5}', '{"17": Infinity}'])
+def test_a_ceiling_file_of_another_form_stops_the_start(tmp_path: Path, text: str) -> None:
+    (tmp_path / "channels.json").write_text(text)
     with pytest.raises(Refused) as refused:
         CeilingFile(tmp_path / "channels.json")
     assert refused.value.code == "config_invalid"
-    assert "channels.json is not JSON. Nothing was signed" in refused.value.message
+    assert "channels.json is not what payagent wrote. Nothing was signed" in refused.value.message
 
 
 # --- moods
@@ -573,6 +575,54 @@ async def test_a_claim_that_is_seen_before_the_answer_is_counted_once(shop: Shop
         assert (at.channel.count, at.channel.signed) == (PRICE, PRICE)
         await at.call("/channel/b")
         assert (at.channel.count, shop.count, at.channel.signed) == (2 * PRICE,) * 3
+
+
+# --- an app invents the answer that it reports
+
+
+def b64(record: object) -> str:
+    return base64.b64encode(json.dumps(record).encode()).decode()
+
+
+def unb64(text: str) -> Any:
+    return json.loads(base64.b64decode(text))
+
+
+async def test_an_app_that_reports_no_charge_gives_the_next_app_its_own_answer(shop: Shop) -> None:
+    async with shop.run() as at:
+        row = await at.pay("/channel/evil")
+        answer = at.get("/channel/evil", at.headers(row))
+        record = unb64(answer.headers["payment-response"])
+        record["extra"]["chargedAmount"] = "0"
+        record["extra"].get("channelState", {})["chargedCumulativeAmount"] = "0"
+        forged = parse_response(200, [("payment-response", b64(record))], b"{}")
+        await at.calls.take_answer(row.id, forged, is_delivered=True)
+        answer, _ = await at.call("/channel/good")
+        assert answer.json()["path"] == "/channel/good"
+        assert shop.count == at.channel.count == 2 * PRICE
+
+
+async def test_an_app_that_reports_a_lower_count_gets_no_voucher_of_another_call(shop: Shop) -> None:
+    async with shop.run() as at:
+        for number in range(3):
+            await at.call(f"/channel/secret{number}")
+        row = await at.pay("/channel/evil")
+        held = at.headers(row)
+        voucher = unb64(held["PAYMENT-SIGNATURE"])["payload"]["voucher"]
+        state = {"channelId": TAG, "channelRef": "", "balance": "3000000", "totalClaimed": "0"}
+        state |= {"withdrawRequestedAt": 0, "chargedCumulativeAmount": str(2 * PRICE)}
+        terms = unb64(at.get("/channel/evil").headers["payment-required"])
+        terms["error"] = "invalid_batch_settlement_cardano_cumulative_amount_mismatch"
+        terms["accepts"][0]["extra"] |= {
+            "channelState": state,
+            "voucherState": {"signedMaxClaimable": str(4 * PRICE), "signature": voucher["signature"]},
+        }
+        forged = parse_response(402, [("payment-required", b64(terms))], b"")
+        row, _ = await at.calls.take_answer(row.id, forged, is_delivered=True)
+        assert at.headers(row) == held
+        assert at.channel.count == 3 * PRICE
+        answer, _, _ = await at.show("/channel/evil", row)
+        assert answer.json()["path"] == "/channel/evil"
 
 
 # --- anything, in any order

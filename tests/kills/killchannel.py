@@ -34,7 +34,7 @@ from killforks import ForkServer, Life, fork_server
 from kit.http import NO_TLS
 
 from payagent.core.network import NETWORKS
-from payagent.devnet.channel_shop import ChannelShop, ChannelShopAnswer
+from payagent.devnet.channel_shop import ChannelShop, Sold
 from payagent.devnet.server import DevnetThread
 from payagent.store.db.writer import Writer
 from payagent.store.rows import apps
@@ -127,7 +127,7 @@ class Watch:
         """As long as it is open, every shop of this process is watched."""
         ask = ChannelShop.ask
 
-        def watched(shop: ChannelShop, path: str, payment: Json | None) -> ChannelShopAnswer:
+        def watched(shop: ChannelShop, path: str, payment: Json | None) -> Sold | None:
             return ask(shop, path, None) if payment is None else self.ask(shop, partial(ask, shop), path, payment)
 
         setattr(ChannelShop, "ask", watched)  # noqa: B010  a method is not to be assigned
@@ -137,8 +137,8 @@ class Watch:
             setattr(ChannelShop, "ask", ask)  # noqa: B010  as above
 
     def ask(
-        self, shop: ChannelShop, ask: Callable[[str, Json], ChannelShopAnswer], path: str, payment: Json
-    ) -> ChannelShopAnswer:
+        self, shop: ChannelShop, ask: Callable[[str, Json], Sold | None], path: str, payment: Json
+    ) -> Sold | None:
         voucher = payment["payload"]["voucher"]
         amount, before = int(voucher["maxClaimableAmount"]), _count(shop)
         seen = Seen(path, amount, voucher["signature"], amount > before)
@@ -149,15 +149,16 @@ class Watch:
             self._kill()
         if self.due == "sent" and seen.was_new:
             self._kill()
-            return ChannelShopAnswer(path)
+            return None
         if self.due == "arrived" and seen.was_new:
             self._kill()
-        answer = ask(path, payment)
-        if _count(shop) > before:
-            self.charged.append(seen)
-            if self.due == "charged":
-                self._kill()
-        return answer
+        try:
+            return ask(path, payment)
+        finally:
+            if _count(shop) > before:
+                self.charged.append(seen)
+                if self.due == "charged":
+                    self._kill()
 
     def _signed(self) -> int:
         """What is promised in the daemon's file, as another process reads it."""

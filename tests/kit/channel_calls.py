@@ -188,11 +188,12 @@ class ChannelRun:
         return retry_headers(row, None, self.shop.world.address)
 
     async def show(self, path: str, row: PaymentRow) -> tuple[httpx.Response, PaymentRow, Answered]:
-        """Send the voucher, and let the agent read the answer."""
+        """Send the voucher, and let the agent read the answer, as the proxy does."""
         answer = await asyncio.to_thread(self.get, path, self.headers(row))
         response = parse_answer(answer.status_code, list(answer.headers.multi_items()), answer.content)
         deliveries = self.run.agent.deliveries_of(row.id)
-        return answer, *await deliveries.take_answer(row.id, response, is_delivered=True)
+        row, said = await deliveries.take_answer(row.id, response)
+        return answer, await deliveries.record_delivery(row.id, response.status), said
 
     async def call(self, path: str = "/channel/a", **more: Any) -> tuple[httpx.Response, PaymentRow]:
         """A call from its 402 to its answer. A voucher that was corrected is presented again."""

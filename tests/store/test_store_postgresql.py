@@ -138,7 +138,7 @@ def test_no_row_of_an_account_changes_in_a_session_that_does_not_hold_it(world: 
             elif table == "channel_steps":
                 change = "INSERT INTO channel_steps(payment_id) SELECT id FROM payments LIMIT 1"
             elif table == "channel_calls":
-                channels.add_channel(Unit(world), a_channel(1, "o", "open"))
+                channels.put(Unit(world), a_channel(1, "o", "open"))
                 change = "INSERT INTO channel_calls(channel_id) SELECT id FROM channels"
             world.execute("SET payagent.holder = 'another'")
             assert "this daemon does not hold the account" in (refusal(world, change) or ""), table

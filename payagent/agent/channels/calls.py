@@ -447,7 +447,11 @@ class ChannelCalls(Deliveries):
         is_delivered: bool = False,
         has_served: bool = False,
     ) -> tuple[PaymentRow, Answered]:
-        """As `Deliveries.take_answer`. After a correction the call has another voucher: present that at once."""
+        """As `Deliveries.take_answer`. After a correction the call has another voucher: present that at once.
+
+        An app may invent the answer that it reports (`is_delivered`). So its word alone lowers no count and closes
+        no channel: the next call asks the merchant.
+        """
         context, (verdict, reason) = self._context, read_voucher_answer(response)
         async with self._locks[context.payment(payment_id).invoice.id or ""]:
             call = channels.require_call(context.conn, payment_id)
@@ -457,10 +461,11 @@ class ChannelCalls(Deliveries):
 
             def job(unit: Unit, now_ms: int) -> None:
                 if verdict is VoucherVerdict.SERVED:
-                    _serve(unit, call, response, voucher, now_ms)
+                    _serve(unit, call, response, voucher, now_ms, is_reported=is_delivered)
                 elif call.state is CallState.PROMISED and verdict is not VoucherVerdict.RETRY:
                     channels.doubt(unit, call.channel)
-                    _learn(unit, now_ms, channel_id=call.channel, response=response, voucher=voucher)
+                    if not is_delivered:
+                        _learn(unit, now_ms, channel_id=call.channel, response=response, voucher=voucher)
                 if verdict is VoucherVerdict.SERVED and is_delivered:
                     write(unit, (EndIntent(call.intent_id),), now_ms)
 
@@ -477,8 +482,14 @@ class ChannelCalls(Deliveries):
         return context.payment(payment_id), Answered(_SAID[verdict], reason, response.status, after_s)
 
 
-def _serve(unit: Unit, call: ChannelCall, response: HttpResponse, voucher: Voucher, now_ms: int) -> None:
-    """Count what a served call cost. Without a charge within its price the count is not known afterwards."""
+def _serve(
+    unit: Unit, call: ChannelCall, response: HttpResponse, voucher: Voucher, now_ms: int, *, is_reported: bool
+) -> None:
+    """Count what a served call cost. Without a charge within its price the count is not known afterwards.
+
+    `is_reported`: an app says so. If that is less than the price, only the merchant's own word tells the count:
+    the next call would have this one's voucher, and get its answer.
+    """
     channel, charged = channels.channel(unit.conn, call.channel), None
     if call.state is CallState.SERVED:
         return
@@ -486,6 +497,7 @@ def _serve(unit: Unit, call: ChannelCall, response: HttpResponse, voucher: Vouch
         charged = read_charge(response, voucher).units
     is_above = charged is not None and charged > call.price
     is_open = call.state is CallState.PROMISED and (channel.phase, ChannelEvent.SERVE) in EFFECTS
+    is_open = is_open and (charged == call.price or not is_reported)
     # a claim that was seen first has raised the count already
     if is_open and charged is not None and not is_above and channel.count + charged <= call.amount:
         move(unit, channel, Served(charged, voucher.signature.hex(), voucher.amount), now_ms)

@@ -246,14 +246,16 @@ class ChannelSteps:
             return plan
 
         def admit(unit: Unit, now_ms: int) -> AdmittedPayment:
+            apps.ensure_own(unit, app_id, "channel exits", now_ms)
+            admitted = context.admission.admit_transfer(unit, request, planned, now_ms)
+            if not admitted.is_new:  # its key was used at the same time
+                return admitted
             if step in ("open", "add"):
                 self._require_room(unit.conn, channel, units, now_ms)
             if step == "open":  # there is one already if an opening was never signed
                 rows.put(unit, channel)
             if any(one.is_under_way for one in rows.steps_of(unit.conn, channel.id)):
                 raise Refused("wrong_state", "another transaction of the channel is under way")
-            apps.ensure_own(unit, app_id, "channel exits", now_ms)
-            admitted = context.admission.admit_transfer(unit, request, planned, now_ms)
             rows.add_step(unit, ids.payment, channel.id, step, units)
             writes.note(
                 unit,
@@ -281,7 +283,8 @@ class ChannelSteps:
 
         with self._signing.claim(ids.payment):
             row, _ = await self._lifecycle.carry_out(await context.write_at("admit", admit), signed)
-        return rows.channel(context.conn, channel.id), row
+        made = rows.step_of(context.conn, row.id)
+        return rows.channel(context.conn, channel.id if made is None else made.channel_id), row
 
     def _made(self, app_id: str, key: str | None, step: str, at: str, units: int | None) -> Made | None:
         """The step that a repeated key has made. `at`: its channel, or its merchant's origin.

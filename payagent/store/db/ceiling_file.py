@@ -20,17 +20,19 @@ def ceiling_file(account: int) -> str:
 class CeilingFile:
     """The file, read once: a sandboxed daemon cannot open what it created itself (`payagent.sandbox`).
 
-    Refused `config_invalid` if it is not JSON.
+    Refused `config_invalid` if it is not of that form.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
             self.known: dict[str, int] = json.loads(path.read_bytes()) if path.exists() else {}
-        except ValueError:
+            if any(type(ceiling) is not int for ceiling in self.known.values()):
+                raise ValueError
+        except (ValueError, AttributeError):
             raise Refused(
                 "config_invalid",
-                f"{path} is not JSON",
+                f"{path} is not what payagent wrote",
                 money="Nothing was signed, and the channels keep what is locked in them.",
                 fix="If the ledger is not an older copy, remove the file and start again.",
             ) from None
