@@ -106,10 +106,11 @@ class ChannelSimShop(SimShop):
         self.channels.set(ChannelShopSettings(is_open=True))
         route = Route("/channel/{thing:path}", ChannelApi(self.channels, node.tick).paid, methods=["GET", "POST"])
         self._app = Router([route, *self._app.routes])
-        self.was_forgetful = False
+        self.was_forgetful = self.has_remembered = False
 
     def be(self, mood: Mood | None) -> None:
-        """Take another mood."""
+        """Take another mood. A shop whose memory comes back may send the stored answer to another request."""
+        self.has_remembered |= self.channels.settings.mood == "old_record" != mood
         self.channels.settings = replace(self.channels.settings, mood=mood)
         self.was_forgetful |= mood in FORGETFUL
         self._story.reach(f"a merchant's mood: {mood}")

@@ -47,7 +47,8 @@ class CallTask(BuyerTask):
     def _delivered(self, body: bytes) -> None:
         world, goal = self._world, self._goal
         if goal.path.startswith("/channel/"):
-            world.judge.got(goal.text, goal.path, json.loads(body).get("path", ""))  # type: ignore[attr-defined]
+            if not goal.shop.has_remembered:  # type: ignore[attr-defined]
+                world.judge.got(goal.text, goal.path, json.loads(body).get("path", ""))  # type: ignore[attr-defined]
             world.story.reach("a call by channel is served")
 
 

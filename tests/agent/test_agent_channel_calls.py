@@ -133,6 +133,34 @@ async def test_a_call_that_never_arrived_is_void_and_its_promise_is_used_again(s
         assert (again.id != lost.id, shop.count) == (True, 3 * PRICE)
 
 
+async def test_a_clock_that_is_set_back_gives_no_waiting_call_up(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payagent.agent.channels.calls.TURN_S", 0.1)
+    async with shop.run() as at:
+        first = [await at.pay("/channel/0", idempotency_key="k") for _ in range(2)][1]
+        await at.show("/channel/0", first)
+        shop.world.clock.ahead_ms -= 90_000
+        waiting = await at.pay("/channel/a")
+        with pytest.raises(Refused, match="channel_busy"):
+            await at.pay("/channel/b")
+        answer, _, _ = await at.show("/channel/a", waiting)
+        assert (answer.json()["path"], shop.count) == ("/channel/a", 2 * PRICE)
+
+
+async def test_a_voucher_for_the_amount_of_an_answered_one_is_not_made(shop: Shop) -> None:
+    """The shop would send the earlier call's answer again."""
+    async with shop.run() as at:
+        shop.mood("undercharge", price=2 * PRICE)
+        await at.call("/channel/0")
+        shop.mood(price=PRICE)
+        with pytest.raises(Refused, match="channel_busy"):
+            await at.pay("/channel/a")
+        shop.mood(price=2 * PRICE)
+        answer, _ = await at.call("/channel/a")
+        assert (answer.json()["path"], at.channel.count) == ("/channel/a", 3 * PRICE)
+
+
 async def test_the_same_request_after_silence_presents_the_same_voucher_and_asks_nothing(shop: Shop) -> None:
     async with shop.run() as at:
         await at.call("/channel/0")
@@ -191,7 +219,7 @@ async def test_a_crash_charges_once_and_gives_no_answer_to_another_request(shop:
     with pytest.raises(Killed):
         await buy_until_killed(shop, point)
     async with shop.run() as at:
-        at.shop.world.clock.ahead_ms += 60_000
+        at.wait_out()
         answer, _ = await at.call("/channel/b", idempotency_key="other")
         assert answer.json()["path"] == "/channel/b"
         if point in ("send", "V2"):
@@ -664,7 +692,7 @@ async def test_whatever_is_lost_no_request_gets_anothers_answer(
                 except Refused as refused:
                     if refused.code not in ("paid_not_served", "channel_busy"):
                         raise
-                    shop.world.clock.ahead_ms += 60_000
+                    at.wait_out()
                 assert at.channel.count <= at.channel.signed == at.spent()
                 held = shop.state["channels"].get(TAG, {"signed": "0"})
                 assert int(held["signed"]) <= at.channel.signed

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -117,8 +118,11 @@ class ChannelDaemon:
         return row
 
     async def silence(self, row: PaymentRow) -> None:
-        """No answer came."""
+        """No answer came, and none can come any more."""
         await self.daemon.fleet.deliveries(row.id).take_silence(row.id, "test")
+        for held in self.daemon.fleet.held.values():
+            calls = held.agent.channels.calls  # type: ignore[union-attr]
+            calls.now_s = partial(lambda now_s: now_s() + 60, calls.now_s)
 
     async def call(self, path: str) -> str:
         """A call from its 402 to its answer: the path that was served."""

@@ -193,7 +193,7 @@ class ChannelWorld:
     kills: Counter[str] = field(default_factory=Counter)
     life: Life | None = None
     _api: str = ""
-    _killed_s: float = 0.0
+    _started_s: float = 0.0
 
     @property
     def armed(self) -> Path:
@@ -217,6 +217,7 @@ class ChannelWorld:
         if not await life.is_ready():
             raise AssertionError(f"the daemon did not start: {life.failed}")
         self.watch.pid, self._api = await life.pid, life.ready.result()["api"]
+        self._started_s = time.time()
 
     async def kill(self, point: str, way: str, *, is_other_first: bool = False) -> None:
         """Kill a daemon in the middle of a new call, and let the app ask for that call again."""
@@ -260,11 +261,10 @@ class ChannelWorld:
         if status != -signal.SIGKILL:
             self.violate("ended by itself", f"{point}: status {status} {self.life.failed}")
         self.kills[point] += 1
-        self._killed_s = time.time()
 
     async def _buy_another(self, way: str) -> None:
         """Another call before the one that was cut off, once its answer is not waited for any more."""
-        await asyncio.sleep(max(0.0, self._killed_s + SILENT_S + 0.1 - time.time()))
+        await asyncio.sleep(max(0.0, self._started_s + SILENT_S + 0.1 - time.time()))
         other = self._new(way)
         async with asyncio.timeout(STUCK_S):
             await self.ask(other)

@@ -117,8 +117,8 @@ class ChannelCalls(Deliveries):
         self._signed: dict[str, tuple[str, Voucher, str]] = {} if context.calls is None else context.calls.signed
         self._answered: dict[str, str] = {}
         """By channel, the last call that got an answer after which it is not presented again."""
-        self._shown_ms: dict[str, int] = {}
-        """By channel, when the voucher of its last call was given out again."""
+        self._shown_s: dict[str, float] = {}
+        """By channel, when its last voucher was given out, by `now_s`: the loop's clock, which never jumps."""
         self.forgotten: dict[str, int] = {}
         """The ceilings of channels that were opening at the start: an older ledger forgot their vouchers."""
         self._counted: dict[str, int] = {}
@@ -130,6 +130,8 @@ class ChannelCalls(Deliveries):
     async def start(self, merchants: MerchantClient, ceilings: CeilingFile) -> None:
         """Take into account what an older ledger has forgotten, and sign again what has no answer yet."""
         self._merchants, self._ceilings, account = merchants, ceilings, self._context.config.account
+        self.now_s = asyncio.get_running_loop().time
+        self._started_s = self.now_s()
 
         def job(unit: Unit, now_ms: int) -> None:
             for channel in channels.locked_channels(unit.conn, account):
@@ -207,7 +209,7 @@ class ChannelCalls(Deliveries):
         # refused as `lease_lost` if another daemon has the account
         await self._context.write("voucher", lambda _unit: None)
         await self._sign(call)
-        self._shown_ms[call.channel] = self._context.ports.clock.now_ms()
+        self._shown_s[call.channel] = self.now_s()
         self._answered.pop(call.channel, None)
         return self._context.payment(call.id)
 
@@ -317,9 +319,9 @@ class ChannelCalls(Deliveries):
 
     def _is_silent(self, merchant: MerchantConfig, call: ChannelCall) -> bool:
         """Whether no answer that counts is to come any more."""
-        since_ms = max(call.updated_at_ms, self._shown_ms.get(call.channel, 0))
-        waited_ms = self._context.ports.clock.now_ms() - since_ms
-        return self._answered.get(call.channel) == call.id or not 0 <= waited_ms <= merchant.timeout_s * 1000
+        shown_s = self._shown_s.get(call.channel, self._started_s)
+        is_over = self.now_s() - shown_s > merchant.timeout_s
+        return is_over or self._answered.get(call.channel) == call.id
 
     async def probe(
         self, merchant: MerchantConfig, payment_request: PaymentRequest, offer: ChannelOffer, channel_id: str
@@ -356,6 +358,12 @@ class ChannelCalls(Deliveries):
     async def _promise(self, intent: PaymentIntent, offer: ChannelOffer, channel: Channel) -> None:
         """Promise a call under the channel's lock, after its ceiling is high enough, and sign its voucher."""
         amount, ceilings = channel.count + offer.price, self._ceilings
+        if amount == channel.voucher_amount:  # the merchant charged less than the price of its last call
+            raise Refused(
+                "channel_busy",
+                f"the voucher for {amount} has paid another call, and the merchant would send that answer again",
+                fix="Call at another price, or close the channel and open another.",
+            )
         counted = self._counted.get(channel.id) or channels.promised_by_calls(self._context.conn, channel.id)
         if ceilings is not None and ceilings.known.get(channel.id, 0) < amount:
             ceiling = min(amount + CEILING_CALLS * offer.price, channel.capacity)
@@ -385,6 +393,7 @@ class ChannelCalls(Deliveries):
 
         await self._context.write_at("promise", job, intent.ids.payment)
         self._counted[channel.id] = max(counted, amount)
+        self._shown_s[channel.id] = self.now_s()
         await self._sign(channels.require_call(self._context.conn, intent.ids.payment))
 
     def _require_allowed(
@@ -478,7 +487,7 @@ class ChannelCalls(Deliveries):
         if after_s is None:
             self._answered[call.channel] = call.id
         else:  # the caller presents it again, and no other request may have its amount meanwhile
-            self._shown_ms[call.channel] = context.ports.clock.now_ms()
+            self._shown_s[call.channel] = self.now_s()
         return context.payment(payment_id), Answered(_SAID[verdict], reason, response.status, after_s)
 
 

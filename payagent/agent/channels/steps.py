@@ -25,6 +25,7 @@ from payagent.agent.channels.positions import (
     read_channels,
     terms_of,
 )
+from payagent.agent.commits.payment_transitions import row_of
 from payagent.agent.context import AgentContext
 from payagent.agent.pay.lookup import find_payment
 from payagent.agent.payments.lifecycle import PaymentLifecycle
@@ -252,6 +253,8 @@ class ChannelSteps:
                 return admitted
             if step in ("open", "add"):
                 self._require_room(unit.conn, channel, units, now_ms)
+            if row_of(unit, ids.payment).intent.origin != channel.origin:
+                raise Refused("idempotency_key_reused", f"the key {key!r} was used at another merchant")
             if step == "open":  # there is one already if an opening was never signed
                 rows.put(unit, channel)
             if any(one.is_under_way for one in rows.steps_of(unit.conn, channel.id)):
