@@ -3,7 +3,8 @@
 - C1: a voucher is signed, and reaches a merchant, only below what the durable ledger has promised before.
 - C2: nothing on the chain was taken above that.
 - C3: what was promised never falls, keeps to the limits, and a count is covered by a voucher of ours.
-- C4: a key is charged once, and a request gets no answer but its own.
+- C4: a key is charged once, and a request gets no answer but its own. Not judged: the answer to a call that an older
+  ledger has without an answer.
 - C5: a merchant has one channel, whose money keeps to the caps and comes back: locked = returned + taken.
 
 Never: changes anything; trusts the agent about the chain.
@@ -38,6 +39,9 @@ from sim.trace import Trace
 _KNOWN = "SELECT id, phase FROM channels"
 _VERSION = "SELECT COALESCE(MAX(seq), 0) FROM events"
 _CALLS = "SELECT intent_id FROM channel_calls WHERE state <> 'void' GROUP BY intent_id HAVING COUNT(*) > 1"
+_UNANSWERED = (
+    "SELECT i.request FROM channel_calls c JOIN intents i ON i.id = c.intent_id WHERE c.state = 'promised'"
+)
 _STEP = "SELECT channel_id, step FROM channel_steps WHERE payment_id = ?"
 
 
@@ -78,6 +82,8 @@ class ChannelJudge(Judge):
         self._brought_back: set[str] = set()
         """Channels that a rollback or a recovery made hold money again. No cap can refuse that."""
         self._was_put_back = False
+        self._maybe_paid: set[str] = set()
+        """Paths of calls that an older ledger has without an answer. Later calls may have had their vouchers."""
         self._as_of: tuple[object, int] = (None, 0)
         self.delivered = 0
 
@@ -100,7 +106,7 @@ class ChannelJudge(Judge):
     def got(self, want: str, path: str, answer: str) -> None:
         """A client has a paid answer."""
         self.delivered += 1
-        if path != answer:
+        if path != answer and path not in self._maybe_paid:
             self._story.violate("C4", f"{want}: {path} got the answer of {answer}")
 
     # --- the record
@@ -162,6 +168,7 @@ class ChannelJudge(Judge):
     def put_back(self, conn: Connection) -> None:
         super().put_back(conn)
         self._was_put_back, self._known, self._as_of = True, {}, (None, 0)
+        self._maybe_paid |= {row[0].split()[1] for row in conn.execute(_UNANSWERED).fetchall()}
 
     def started(self, conn: Connection) -> None:
         """The calls have started: what an older ledger has forgotten is promised again."""
