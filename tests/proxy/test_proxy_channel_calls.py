@@ -9,9 +9,15 @@ import pytest
 from kit.api import Api, served
 from kit.channel_calls import PRICE, TAG, ChannelRun, channel_shop
 from kit.client import BOTH, Program
-from kit.proxy import Peer, Place
+from kit.proxy import PATIENCE_S, Peer, Place
 
 from payagent.core.cost_headers import COST_HEADER, PAYMENT_HEADER
+
+
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call waits for the one before it as long as a slow machine needs."""
+    monkeypatch.setattr("payagent.agent.channels.calls.TURN_S", PATIENCE_S)
 
 
 @asynccontextmanager
