@@ -59,6 +59,7 @@ class ProofPresenter:
     answer: httpx.Response | None = None
     raw: bytes | None = None
     reason: str = ""
+    lost: str = ""  # why the last request got no answer, if its voucher may pay another request meanwhile
 
     def run(self) -> Steps[FinalAnswer | PayAgentError]:
         """Run to the answer. If the proof is used up, return the error; the caller may pay again."""
@@ -67,6 +68,9 @@ class ProofPresenter:
         while True:
             match steps.send(result):
                 case AwaitReady():
+                    if self.lost:
+                        yield from self._report({"status": 504, "unanswered": self.lost})
+                        self.lost = ""
                     self.payment = yield from until_ready(self.payment, self.deadline_s)
                     result = self.payment["tx_hash"] if self.payment["ready"] else None
                 case Present(poll_query):
@@ -84,7 +88,10 @@ class ProofPresenter:
             if not answer.is_success or self._may_be_pending(answer):
                 return (yield from self._report_answer(answer))
         except httpx.TransportError as error:
-            yield from self._report_silence(error)
+            if self.payment["kind"] == "channel_call":
+                self.lost = type(error).__name__
+            else:
+                yield from self._report_silence(error)
             return None
         self.answer = answer
         return Answered(RetryVerdict.SERVED, "", answer.status_code)

@@ -16,10 +16,11 @@ from kit.effort import pick
 
 from payagent.agent.base.requests import PaymentRequest
 from payagent.agent.channels.moves import move
-from payagent.core.channel import CallState, ChannelPhase, Close, Moved, Position
+from payagent.core.channel import CallState, ChannelPhase, Close, Ended, Moved, Position
 from payagent.core.payment.machine import Delivery, State
 from payagent.core.policy import Scope
 from payagent.core.problems import Refused
+from payagent.devnet.channel_shop import ChannelShop, SoldChannel
 from payagent.dialects import HttpResponse, parse_response
 from payagent.store.db.ceiling_file import CeilingFile
 from payagent.store.rows import channels, limit_counters, pauses
@@ -159,6 +160,94 @@ async def test_a_voucher_for_the_amount_of_an_answered_one_is_not_made(shop: Sho
         shop.mood(price=2 * PRICE)
         answer, _ = await at.call("/channel/a")
         assert (answer.json()["path"], at.channel.count) == ("/channel/a", 3 * PRICE)
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, SoldChannel]:
+    """What the shop has on record, from its first call on."""
+    found: dict[str, SoldChannel] = {}
+    ask = ChannelShop.ask
+
+    def keep(shop: ChannelShop, path: str, payment: Any) -> Any:
+        shop.records = found
+        return ask(shop, path, payment)
+
+    monkeypatch.setattr(ChannelShop, "ask", keep)
+    return found
+
+
+async def test_a_voucher_that_was_kept_and_not_charged_pays_the_next_call(
+    shop: Shop, records: dict[str, SoldChannel]
+) -> None:
+    """The reference merchant keeps a call's voucher before it tries to serve the call."""
+    async with shop.run() as at:
+        row = await at.pay("/channel/fails")
+        at.get("/channel/fails", at.headers(row))
+        records[TAG] = replace(records[TAG], count=0, answer=None)
+        await at.calls.take_answer(row.id, HttpResponse(404, {}, b""))
+        answer, _ = await at.call("/channel/b")
+        assert (answer.json()["path"], at.channel.count, shop.count) == ("/channel/b", PRICE, PRICE)
+
+
+async def test_a_corrected_call_gets_no_voucher_that_has_paid_another(shop: Shop) -> None:
+    async with shop.run() as at:
+        shop.mood("undercharge", price=2 * PRICE)
+        await at.call("/channel/a")
+        shop.mood(price=3 * PRICE)
+        await at.call("/channel/b")
+        shop.mood("old_record", price=PRICE)
+        answer, _ = await at.call("/channel/c")
+        assert (answer.status_code, shop.served()) == (402, 2)
+
+
+async def test_a_merchant_that_lost_its_record_after_its_claim_is_paid_again(
+    shop: Shop, records: dict[str, SoldChannel]
+) -> None:
+    async with shop.run() as at:
+        for path in ("/channel/0", "/channel/1"):
+            await at.call(path)
+        shop.mood(claim="sub")
+        shop.world.block()
+        await at.run.run_pass()
+        assert at.channel.claimed == at.channel.count == 2 * PRICE
+    records.clear()
+    async with shop.run() as at:
+        answer, _ = await at.call("/channel/2")
+        assert (answer.json()["path"], at.channel.count) == ("/channel/2", 3 * PRICE)
+
+
+async def test_a_request_without_a_key_is_told_once_that_its_answer_is_lost(shop: Shop) -> None:
+    async with shop.run() as at:
+        lost = await at.pay("/channel/a")
+        at.get("/channel/a", at.headers(lost))
+        await at.silence(lost)
+        await at.call("/channel/b")
+        with pytest.raises(Refused, match="paid_not_served/answer_lost"):
+            await at.pay("/channel/a")
+        answer, _ = await at.call("/channel/a")
+        assert (answer.json()["path"], shop.count) == ("/channel/a", 3 * PRICE)
+
+
+async def test_a_request_with_a_key_is_never_paid_twice(shop: Shop) -> None:
+    async with shop.run() as at:
+        lost = await at.pay("/channel/a", idempotency_key="k")
+        at.get("/channel/a", at.headers(lost))
+        await at.silence(lost)
+        await at.call("/channel/b")
+        for _ in range(2):
+            with pytest.raises(Refused, match="paid_not_served/answer_lost"):
+                await at.pay("/channel/a", idempotency_key="k")
+        assert shop.count == 2 * PRICE
+
+
+async def test_a_call_of_a_channel_that_has_ended_gets_no_voucher(shop: Shop) -> None:
+    async with shop.run() as at:
+        await at.call("/channel/0")
+        await at.silence(await at.pay("/channel/a", idempotency_key="k"))
+        await at.run.context.write("close", lambda unit: move(unit, at.channel, Close(None), 1))
+        await at.run.context.write("end", lambda unit: move(unit, at.channel, Ended(4 * ADA), 2))
+        with pytest.raises(Refused, match="paid_not_served/answer_lost"):
+            await at.pay("/channel/a", idempotency_key="k")
 
 
 async def test_the_same_request_after_silence_presents_the_same_voucher_and_asks_nothing(shop: Shop) -> None:

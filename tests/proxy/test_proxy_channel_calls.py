@@ -5,12 +5,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from kit.api import Api, served
 from kit.channel_calls import PRICE, TAG, ChannelRun, channel_shop
 from kit.client import BOTH, Program
+from kit.http import NO_TLS
 from kit.proxy import PATIENCE_S, Peer, Place
 
+from payagent.client import AsyncPayAgentTransport, PayAgentError
 from payagent.core.cost_headers import COST_HEADER, PAYMENT_HEADER
 
 
@@ -101,3 +104,33 @@ async def test_a_program_pays_calls_and_reports_their_charge(tmp_path: Path, way
             assert at.run.context.payment(answer.headers[PAYMENT_HEADER]).delivery == "accepted"
             assert at.channel.is_count_known
         assert (at.channel.count, at.shop.count) == (3 * PRICE,) * 2
+
+
+class Net(httpx.AsyncHTTPTransport):
+    """A program's way to the merchant. While it is down, nothing paid arrives."""
+
+    is_down = True
+    tries = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if "payment-signature" in request.headers:
+            self.tries += 1
+            if self.is_down:
+                raise httpx.ConnectError("down", request=request)
+        return await super().handle_async_request(request)
+
+
+async def test_a_program_that_was_cut_off_presents_no_voucher_of_another_call(tmp_path: Path) -> None:
+    async with sold_by_channel(tmp_path) as (at, api):
+        net, place, origin = Net(verify=NO_TLS), Place(api, Peer()), at.shop.world.origin
+        transport = AsyncPayAgentTransport(net, daemon=api.url, token=place.token)
+        async with httpx.AsyncClient(transport=transport, trust_env=False) as http:
+            call = asyncio.create_task(http.get(f"{origin}/channel/cut-off"))
+            await place.until(lambda: net.tries > 1, "it does not try again")
+            at.wait_out()
+            answer = await Program(place, "async").call(f"{origin}/channel/other")
+            assert answer.json()["path"] == "/channel/other"
+            net.is_down = False
+            with pytest.raises(PayAgentError) as refused:
+                await call
+        assert (refused.value.code, at.shop.count) == ("payment_ended", PRICE)

@@ -35,6 +35,7 @@ from payagent.core.changes import EndIntent
 from payagent.core.channel import (
     CALLS,
     EFFECTS,
+    LOCKED,
     CallEvent,
     CallState,
     Channel,
@@ -193,6 +194,7 @@ class ChannelCalls(Deliveries):
         """The intent's call, with the same voucher as before. A void one has paid nothing and does not count.
 
         It is given out again in its turn, and then waited for: a count that is asked for meanwhile may come first.
+        Refused: `paid_not_served/answer_lost` if no answer can come. That ends an intent without a key.
         """
         conn, key = self._context.conn, payment_request.key(None)
         found = find_payment(conn, payment_request.app_id, key, payment_request.fingerprint)
@@ -203,9 +205,12 @@ class ChannelCalls(Deliveries):
         if not is_in_turn:
             async with self._locks[call.channel]:
                 return await self._repeated(payment_request, is_in_turn=True)
-        if call.state is not CallState.PROMISED and not channels.is_newest(conn, call):
-            name = "invoice_already_paid/same_intent" if call.state is CallState.SERVED else "paid_not_served"
-            raise Refused(name, f"{call.id} paid for it, and later calls followed", payment=call.id)
+        is_over = channels.channel(conn, call.channel).phase not in LOCKED
+        if is_over or (call.state is not CallState.PROMISED and not channels.is_newest(conn, call)):
+            ended = EndIntent(call.intent_id)
+            await self._context.write_at("delivery", lambda unit, now_ms: write(unit, (ended,), now_ms), call.id)
+            detail = f"the call {call.id} has no answer that can still come"
+            raise Refused("paid_not_served/answer_lost", detail, payment=call.id)
         # refused as `lease_lost` if another daemon has the account
         await self._context.write("voucher", lambda _unit: None)
         await self._sign(call)
@@ -358,7 +363,8 @@ class ChannelCalls(Deliveries):
     async def _promise(self, intent: PaymentIntent, offer: ChannelOffer, channel: Channel) -> None:
         """Promise a call under the channel's lock, after its ceiling is high enough, and sign its voucher."""
         amount, ceilings = channel.count + offer.price, self._ceilings
-        if amount == channel.voucher_amount:  # the merchant charged less than the price of its last call
+        # the merchant charged less than a price
+        if amount == channel.voucher_amount and channels.is_paid(self._context.conn, channel.id, amount):
             raise Refused(
                 "channel_busy",
                 f"the voucher for {amount} has paid another call, and the merchant would send that answer again",
@@ -443,9 +449,11 @@ class ChannelCalls(Deliveries):
         return self._context.payment(payment_id)
 
     async def record_unanswered(self, payment_id: str, why: str) -> None:
-        """No answer came, so the count is not known. The same voucher may be presented again."""
-        channel_id = self._context.payment(payment_id).invoice.id or ""
-        await self._context.write("delivery", lambda unit: channels.doubt(unit, channel_id), payment_id)
+        """No answer came, so the count is not known. The same voucher may be presented again: wait for that."""
+        call = channels.require_call(self._context.conn, payment_id)
+        await self._context.write("delivery", lambda unit: channels.doubt(unit, call.channel), payment_id)
+        if call.state is CallState.PROMISED:
+            self._shown_s[call.channel] = self.now_s()
 
     async def take_answer(
         self,
@@ -537,8 +545,9 @@ def _learn(
         move(unit, channel, Close(f"its merchant takes no more vouchers: {reason}"), now_ms)
     shown = _shown(verdict, response, voucher)
     is_denied = verdict in (VoucherVerdict.ADOPT, VoucherVerdict.REFUSE)
-    if shown is None and is_over and is_denied and not channel.count:
-        shown = 0, voucher.amount, voucher.signature  # a merchant with a record of the channel would have shown it
+    if shown is None and is_over and is_denied and channel.count == channel.claimed:
+        # a merchant with a record of the channel would have shown it: this one knows what the chain shows
+        shown = channel.count, voucher.amount, voucher.signature
     if shown is None:
         return False
     count, amount, signature = shown
@@ -553,10 +562,10 @@ def _learn(
         return True
     more = count - (call.amount - call.price)
     if more > 0:
-        channels.set_call(unit, call, CALLS[call.state, CallEvent.COUNT], more, now_ms)
+        channels.set_call(unit, call, CALLS[call.state, CallEvent.COUNT], min(more, call.price), now_ms)
     elif is_over:
         channels.set_call(unit, call, CALLS[call.state, CallEvent.EXCLUDE], None, now_ms)
-    elif more < 0:
+    elif more < 0 and not (count + call.price == amount and channels.is_paid(unit.conn, channel_id, amount)):
         move(unit, channel, Promise(count + call.price), now_ms)
         channels.promise_again(unit, call.id, count + call.price, channel.ref or "", now_ms)
     else:

@@ -216,6 +216,12 @@ def is_newest(conn: Connection, call: ChannelCall) -> bool:
     return newest == call.seq
 
 
+def is_paid(conn: Connection, channel_id: str, amount: int) -> bool:
+    """Whether the voucher for an amount has paid a call, whose answer the merchant may have stored."""
+    paid = f"{_CALL} WHERE channel_id = ? AND amount = ? AND state IN ('served', 'paid_not_served')"
+    return find_one(conn, _call, paid, (channel_id, amount)) is not None
+
+
 def exact_fees_since(conn: Connection, origin: str, since_ms: int) -> int:
     """Fees in lovelace of the payments to a merchant that were made since a time."""
     return number(
