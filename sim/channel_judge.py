@@ -119,11 +119,11 @@ class ChannelJudge(Judge):
         self._as_of = as_of
         known = {row[0]: rows.channel(conn, row[0]) for row in conn.execute(_KNOWN).fetchall()}
         for channel in known.values():
-            self._check_channel(channel, self._known.get(channel.id))
+            self._check_channel(conn, channel, self._known.get(channel.id))
         self._known = known
         self._check_sums(conn)
 
-    def _check_channel(self, now: Channel, before: Channel | None) -> None:
+    def _check_channel(self, conn: Connection, now: Channel, before: Channel | None) -> None:
         if now == before:
             return
         if before is None or (now.phase, now.signed, now.count) != (before.phase, before.signed, before.count):
@@ -141,7 +141,9 @@ class ChannelJudge(Judge):
             key, tag, signature = (bytes.fromhex(one) for one in (now.iou_key, now.id, now.voucher))
             if not is_iou(key, tag, now.voucher_amount, signature):
                 self._story.violate("C3", f"{now.id[:8]} counts by a voucher that is not ours")
-        if before is not None and now.signed > before.signed > now.capacity and now.phase is ChannelPhase.OPEN:
+        call = rows.unanswered_call(conn, now.id)  # what a start promises is no call's, and nobody signs it
+        is_more = before is not None and now.signed > before.signed > now.capacity
+        if is_more and now.phase is ChannelPhase.OPEN and call is not None and call.amount == now.signed:
             self._story.violate("C3", f"{now.id[:8]} promises {now.signed}, its capacity is {now.capacity}")
         if now.phase is ChannelPhase.CLOSING and (before is None or before.phase not in LOCKED):
             self._brought_back.add(now.id)

@@ -338,6 +338,17 @@ def test_each_change_of_a_channel_is_found(
     assert [one for one in told if one.table == table and what in one.what], told
 
 
+def test_an_input_that_a_rollback_took_makes_no_finding_of_the_entry(lived: Life, tmp_path: Path) -> None:
+    """The seed 6433: a fork took an Elapse, and later what the Elapse had spent beside the channel."""
+    path = copy_of(lived.path, tmp_path)
+    tamper(
+        path,
+        "DELETE FROM utxos WHERE ref IN (SELECT a.nonce_utxo FROM attempts a JOIN channel_steps s "
+        "ON s.payment_id = a.payment_id WHERE s.step = 'elapse')",
+    )
+    assert [one for one in findings(path, lived.owner) if one.table == "entries"] == []
+
+
 def test_a_voucher_below_an_earlier_promise_is_found(lived: Life, tmp_path: Path) -> None:
     """Of an event that is not the last: the end of the history agrees with the row."""
     path = copy_of(lived.path, tmp_path)
