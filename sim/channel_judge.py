@@ -3,8 +3,8 @@
 - C1: a voucher is signed, and reaches a merchant, only below what the durable ledger has promised before.
 - C2: nothing on the chain was taken above that.
 - C3: what was promised never falls, keeps to the limits, and a count is covered by a voucher of ours.
-- C4: a key is charged once, and a request gets no answer but its own. Not judged: the answer to a call that an older
-  ledger has without an answer.
+- C4: a key is charged once, and a request gets no answer but its own. Not judged: the answer to a call that an
+  older ledger has without one.
 - C5: a merchant has one channel, whose money keeps to the caps and comes back: locked = returned + taken.
 
 Never: changes anything; trusts the agent about the chain.
