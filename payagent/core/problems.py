@@ -338,6 +338,14 @@ PROBLEMS: dict[str, Problem] = {
         retryable=True,
         agent="Repeat the same call in a few minutes. If that does not help, tell a person.",
     ),
+    "channel_answer_lost": Problem(
+        502,
+        8,
+        "A channel paid the call, and its answer did not come",
+        "Send the request again, with another key if it has one. That is a new call, and is paid.",
+        money="The call's price is spent at most. Nothing new was signed.",
+        agent="If you still need the answer, repeat the call. It is paid again.",
+    ),
     "channel_busy": Problem(
         503,
         8,
@@ -801,15 +809,6 @@ PROBLEMS: dict[str, Problem] = {
         money=_PAID,
         retryable=True,
         agent="Repeat this call unchanged later: it pays nothing more. If that does not help, tell a person.",
-        reasons={
-            "answer_lost": ProblemReason(
-                "A channel paid the call, and its answer did not come",
-                "Send the request again, with another key if it has one. That is a new call, and is paid.",
-                "The call's price is spent at most. Nothing new was signed.",
-                retryable=False,
-                agent="If you still need the answer, repeat the call. It is paid again.",
-            ),
-        },
     ),
     "passphrase_too_short": Problem(
         400, 2, "The passphrase is too short", "Choose a longer one. Nothing was created.", money=""

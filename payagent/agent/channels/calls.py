@@ -194,7 +194,7 @@ class ChannelCalls(Deliveries):
         """The intent's call, with the same voucher as before. A void one has paid nothing and does not count.
 
         It is given out again in its turn, and then waited for: a count that is asked for meanwhile may come first.
-        Refused: `paid_not_served/answer_lost` if no answer can come. That ends an intent without a key.
+        Refused: `channel_answer_lost` if no answer can come. That ends an intent without a key.
         """
         conn, key = self._context.conn, payment_request.key(None)
         found = find_payment(conn, payment_request.app_id, key, payment_request.fingerprint)
@@ -210,7 +210,7 @@ class ChannelCalls(Deliveries):
             ended = EndIntent(call.intent_id)
             await self._context.write_at("delivery", lambda unit, now_ms: write(unit, (ended,), now_ms), call.id)
             detail = f"the call {call.id} has no answer that can still come"
-            raise Refused("paid_not_served/answer_lost", detail, payment=call.id)
+            raise Refused("channel_answer_lost", detail, payment=call.id)
         # refused as `lease_lost` if another daemon has the account
         await self._context.write("voucher", lambda _unit: None)
         await self._sign(call)
