@@ -107,7 +107,11 @@ def add(terminal: Terminal, connect: Connect, channel_id: str, locked: str, key:
     It returns with the rest.
     """
     units = parse_ada(locked)
-    _ask(terminal, "You can lose all that is locked.", f"Lock {show_amount(LOVELACE, units)} more?")
+    _ask(
+        terminal,
+        "This costs a fee of about 0.34 ADA. You can lose all that is locked.",
+        f"Lock {show_amount(LOVELACE, units)} more?",
+    )
     _give(terminal, connect().post(path_of("/v1/channels", channel_id, "add"), {"amount": str(units)}, key))
 
 

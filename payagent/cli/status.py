@@ -50,12 +50,17 @@ def status(terminal: Terminal, connect: Connect) -> None:
     wallet = client.get("/v1/wallet")
     waiting = client.get("/v1/payments", state=str(State.AWAITING_APPROVAL), limit=LIST_LIMIT_MAX)
     since = iso_time(time.time_ns() // 1_000_000 - DAY_MS)
-    answer = {
+    answer: dict[str, Any] = {
         **{key: readiness[key] for key in ("ready", "code", "network", "checks", "providers")},
         **{key: wallet[key] for key in ("address", "assets", "chain")},
         **{key: wallet[key] for key in ("accounts", "daemons") if key in wallet},
         **client.get("/v1/limits"),
         "spend_by_app": client.get("/v1/ledger/spend", by="app", since=since)["spend"],
+        "in_channels": [
+            row
+            for row in client.get("/v1/ledger/balance")["balances"]
+            if row["account"].startswith("channel:") and row["units"] != "0"
+        ],
         "awaiting_approval": waiting["payments"],
         **client.get("/v1/alerts"),
     }
@@ -82,6 +87,10 @@ def _show(terminal: Terminal, answer: dict[str, Any], client: "OperatorClient") 
         [
             ("address", answer["address"]),
             *(("balance", _balance(row)) for row in answer["assets"]),
+            *(
+                ("in channels", f"{show_units(row['asset'], row['units'])} unspent at {row['account'][8:]}")
+                for row in answer["in_channels"]
+            ),
             ("newest block", str(answer["chain"]["tip_height"] or "not read yet")),
             *(_account(row) for row in answer.get("accounts", ())),
             *(_daemon(row) for row in answer.get("daemons", ())),

@@ -24,6 +24,7 @@ from payagent.client.steps import (
     Steps,
 )
 from payagent.core import strict_json
+from payagent.core.aggregate import CHANNEL_CALL
 from payagent.core.cost_headers import paid_headers
 from payagent.core.invoice import is_batch
 from payagent.core.pay_and_retry import (
@@ -88,7 +89,7 @@ class ProofPresenter:
             if not answer.is_success or self._may_be_pending(answer):
                 return (yield from self._report_answer(answer))
         except httpx.TransportError as error:
-            if self.payment["kind"] == "channel_call":
+            if self.payment["kind"] == CHANNEL_CALL:
                 self.lost = type(error).__name__
             else:
                 yield from self._report_silence(error)
@@ -151,7 +152,7 @@ class ProofPresenter:
         if end is End.USED_UP:
             return self._unserved(self.answer)
         told = [pair for pair in self.answer.headers.multi_items() if pair[0] == "payment-response"]
-        receipt = {"headers": told} if self.payment["kind"] == "channel_call" else {}
+        receipt = {"headers": told} if self.payment["kind"] == CHANNEL_CALL else {}
         return FinalAnswer(self._marked(self.answer), self.payment["id"] if end is End.SERVED else None, receipt)
 
     def _unserved(self, answer: httpx.Response) -> PayAgentError:
@@ -160,7 +161,8 @@ class ProofPresenter:
         if payment["state"] in WITHOUT_PROOF:
             return _without_proof(payment, merchant_answer=merchant_answer)
         detail = f"{payment['id']} is {payment['state']}; the merchant says to its proof: {self.reason}"
-        return own_error("paid_not_served", detail, payment=payment["id"], merchant_answer=merchant_answer)
+        code = "channel_unserved" if payment["kind"] == CHANNEL_CALL else "paid_not_served"
+        return own_error(code, detail, payment=payment["id"], merchant_answer=merchant_answer)
 
 
 def answered(payment: Json, status: int) -> Answered:
@@ -240,7 +242,7 @@ def _without_proof(payment: Json, **context: object) -> PayAgentError:
 def not_served(payment: Json) -> PayAgentError:
     """Build the error for a payment that was not served in time."""
     return own_error(
-        "not_served_yet",
+        "channel_unserved" if payment["kind"] == CHANNEL_CALL else "not_served_yet",
         f"{payment['id']} is {payment['state']}, and the merchant has not served the call",
         payment=payment["id"],
     )

@@ -338,14 +338,6 @@ PROBLEMS: dict[str, Problem] = {
         retryable=True,
         agent="Repeat the same call in a few minutes. If that does not help, tell a person.",
     ),
-    "channel_answer_lost": Problem(
-        502,
-        8,
-        "A channel paid the call, and its answer did not come",
-        "Send the request again, with another key if it has one. That is a new call, and is paid.",
-        money="The call's price is spent at most. Nothing new was signed.",
-        agent="If you still need the answer, repeat the call. It is paid again.",
-    ),
     "channel_busy": Problem(
         503,
         8,
@@ -365,7 +357,7 @@ PROBLEMS: dict[str, Problem] = {
     "channel_full": Problem(
         403,
         6,
-        "The channel has no room for this call",
+        "The channel has no room for calls of that price",
         "Lock more in it: payagent channels add ID --amount. Or close it, and open another.",
         agent="Only a person can lock more. Tell them which merchant it is.",
     ),
@@ -390,6 +382,14 @@ PROBLEMS: dict[str, Problem] = {
         6,
         "No offer of this merchant for a channel is known",
         "Make a call to it first, so that it answers 402. Its table needs channel.provider_keys.",
+    ),
+    "channel_unserved": Problem(
+        502,
+        8,
+        "The merchant has not served a call that a channel pays",
+        "Send the request again. If other calls came between, it is a new call: with a key, use another one.",
+        money="The call's price is spent at most.",
+        agent="If you still need the answer, repeat the call. It is paid again if other calls came between.",
     ),
     "clock_skew": Problem(
         503,

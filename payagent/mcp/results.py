@@ -291,7 +291,7 @@ def refused(error: PayAgentError, budget_left: Sequence[str] = (), *, is_proxied
         **told,
         "money": money,
         "payment_id": error.payment,
-        "outcome": "paid_not_served" if error.code == "paid_not_served" else "refused",
+        "outcome": "paid_not_served" if error.code in ("paid_not_served", "channel_unserved") else "refused",
         "budget_left": budget_left,
     }
     sentences = (f"{known['code']}: {told['refusal']['detail'].rstrip('.')}.", money, told["fix"])

@@ -18,7 +18,7 @@ from payagent.agent.base.prepaid import Buyer
 from payagent.agent.fleet.fleet import Fleet
 from payagent.api.models.payments import Quote
 from payagent.api.models.prepaid import PrepaidQuoteAnswer
-from payagent.core.aggregate import PaymentRow
+from payagent.core.aggregate import CHANNEL_CALL, PaymentRow
 from payagent.core.cost_headers import paid_headers
 from payagent.core.pay_and_retry import Answered, AwaitReady, End, Present, ProofResult, Wait, present_proof
 from payagent.core.payment.machine import AWAITING_SIGNATURE, ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State, is_served
@@ -285,7 +285,9 @@ def _payment_headers(row: PaymentRow) -> Headers:
 
 def _not_served(row: PaymentRow) -> Refused:
     return Refused(
-        "not_served_yet", f"{row.id} is {row.state}; the merchant has not served the call", payment=row.id
+        "channel_unserved" if row.kind == CHANNEL_CALL else "not_served_yet",
+        f"{row.id} is {row.state}; the merchant has not served the call",
+        payment=row.id,
     )
 
 
@@ -301,7 +303,8 @@ def _paid_not_served(proof: Proof) -> Refused:
         return _without_proof(row, merchant_answer=merchant_answer)
     reason = "" if proof.said is None else proof.said.reason
     detail = f"{row.id} is {row.state}; the merchant says to its proof: {reason}"
-    return Refused("paid_not_served", detail, payment=row.id, merchant_answer=merchant_answer)
+    name = "channel_unserved" if row.kind == CHANNEL_CALL else "paid_not_served"
+    return Refused(name, detail, payment=row.id, merchant_answer=merchant_answer)
 
 
 def _without_proof(row: PaymentRow, **context: object) -> Refused:

@@ -15,13 +15,14 @@ CHANNEL = 255
 
 def packed(refused: Refused) -> bytes:
     """A refusal as a message."""
-    return json.dumps({"name": refused.name, "detail": refused.detail, "context": refused.context}).encode()
+    told = {"name": refused.name, "detail": refused.detail, "fix": refused.problem.fix, "context": refused.context}
+    return json.dumps(told).encode()
 
 
 def unpacked(message: bytes) -> Refused:
     """The refusal of a message."""
     fields = json.loads(message)
-    return Refused(fields["name"], fields["detail"], **fields["context"])
+    return Refused(fields["name"], fields["detail"], fix=fields["fix"], **fields["context"])
 
 
 def signature_of(answer: bytes) -> bytes:

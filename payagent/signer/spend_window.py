@@ -60,7 +60,10 @@ class SpendWindow:
                     "limit_exceeded",
                     f"at most {format_amount(asset, most)} may be signed out of the wallet in 24 hours "
                     f"({self._name}); {format_amount(asset, sum_units)} already is, this takes "
-                    f"{format_amount(asset, units)} with its fee",
+                    f"{format_amount(asset, units - counted.get(asset, 0))} with its fee",
+                    fix=None
+                    if self._name.startswith("limits.")
+                    else f"Wait until room frees up, or raise {self._name} in the config file and start again.",
                     limit=self._name.removeprefix("limits."),
                     asset=asset,
                     left=str(max(most - sum_units, 0)),

@@ -189,6 +189,19 @@ async def test_a_voucher_that_was_kept_and_not_charged_pays_the_next_call(
         assert (answer.json()["path"], at.channel.count, shop.count) == ("/channel/b", PRICE, PRICE)
 
 
+async def test_a_call_that_the_signer_refuses_blocks_no_other_one(shop: Shop) -> None:
+    def refuse(_amount: int) -> None:
+        raise Refused("limit_exceeded", "channels.signed_per_day")
+
+    async with shop.run() as at:
+        at.signer.before_voucher = refuse
+        with pytest.raises(Refused, match="limit_exceeded"):
+            await at.pay("/channel/a")
+        at.signer.before_voucher = lambda _amount: None
+        answer, _ = await at.call("/channel/b")
+        assert (answer.json()["path"], at.channel.count, at.channel.signed) == ("/channel/b", PRICE, PRICE)
+
+
 async def test_a_corrected_call_gets_no_voucher_that_has_paid_another(shop: Shop) -> None:
     async with shop.run() as at:
         shop.mood("undercharge", price=2 * PRICE)
@@ -222,7 +235,7 @@ async def test_a_request_without_a_key_is_told_once_that_its_answer_is_lost(shop
         at.get("/channel/a", at.headers(lost))
         await at.silence(lost)
         await at.call("/channel/b")
-        with pytest.raises(Refused, match="channel_answer_lost"):
+        with pytest.raises(Refused, match="channel_unserved"):
             await at.pay("/channel/a")
         answer, _ = await at.call("/channel/a")
         assert (answer.json()["path"], shop.count) == ("/channel/a", 3 * PRICE)
@@ -235,7 +248,7 @@ async def test_a_request_with_a_key_is_never_paid_twice(shop: Shop) -> None:
         await at.silence(lost)
         await at.call("/channel/b")
         for _ in range(2):
-            with pytest.raises(Refused, match="channel_answer_lost"):
+            with pytest.raises(Refused, match="channel_unserved"):
                 await at.pay("/channel/a", idempotency_key="k")
         assert shop.count == 2 * PRICE
 
@@ -246,7 +259,7 @@ async def test_a_call_of_a_channel_that_has_ended_gets_no_voucher(shop: Shop) ->
         await at.silence(await at.pay("/channel/a", idempotency_key="k"))
         await at.run.context.write("close", lambda unit: move(unit, at.channel, Close(None), 1))
         await at.run.context.write("end", lambda unit: move(unit, at.channel, Ended(4 * ADA), 2))
-        with pytest.raises(Refused, match="channel_answer_lost"):
+        with pytest.raises(Refused, match="channel_unserved"):
             await at.pay("/channel/a", idempotency_key="k")
 
 
@@ -314,7 +327,7 @@ async def test_a_crash_charges_once_and_gives_no_answer_to_another_request(shop:
         if point in ("send", "V2"):
             with pytest.raises(Refused) as refused:  # it is charged, and its answer went to nobody
                 await at.pay("/channel/a", idempotency_key="k")
-            assert refused.value.code == "channel_answer_lost"
+            assert refused.value.code == "channel_unserved"
         else:
             answer, _ = await at.call("/channel/a", idempotency_key="k")
             assert answer.json()["path"] == "/channel/a"
@@ -537,6 +550,8 @@ async def test_a_full_channel_and_a_missing_one_say_so(shop: Shop) -> None:
         with pytest.raises(Refused) as refused:
             await at.pay()
         assert refused.value.code == "channel_full"
+        with pytest.raises(Refused, match="channel_full"):
+            await at.run.agent.quote(at.ask())
 
 
 async def test_a_quote_names_the_price_without_a_fee_and_promises_nothing(shop: Shop) -> None:
@@ -779,7 +794,7 @@ async def test_whatever_is_lost_no_request_gets_anothers_answer(
                             assert key not in shown
                             shown.add(key)
                 except Refused as refused:
-                    if refused.code not in ("channel_answer_lost", "channel_busy"):
+                    if refused.code not in ("channel_unserved", "channel_busy"):
                         raise
                     at.wait_out()
                 assert at.channel.count <= at.channel.signed == at.spent()

@@ -191,6 +191,8 @@ async def test_each_step_of_a_channel_leaves_the_books_clean_and_equal_to_the_ch
         books = run.books()
         assert books.get(channel_account(channel.origin), {}).get("lovelace", 0) == 0
         assert books.get(merchant_account(channel.origin), {}).get("lovelace", 0) == 0, "nothing was claimed"
+        spent = (await asked(run, "/v1/ledger/spend?by=app")).json()["spend"]
+        assert {one["app"]: one["paid"] for one in spent} == {"test": "1900", "channel exits": "0", None: "-1900"}
 
 
 async def test_a_call_may_pay_for_an_intent_whose_payment_was_rejected(at: ChannelWorld) -> None:

@@ -1,5 +1,6 @@
 """A daemon that opens a channel by itself and pays calls by it, killed with SIGKILL between two of them."""
 
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from kit.canaries import plant
+from kit.cli import invoke, write_private
 from kit.daemon import PASSPHRASE, Process, announced_at, refused, stop
 from kit.http import NO_TLS
 
@@ -20,7 +22,7 @@ from payagent.store.rows import apps
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.new_keystore import create
 
-TOKEN = plant("the operator's token", "an operator of the channels' tests")
+TOKEN = plant("the operator's token", "operator-of-the-channels-tests")
 WORDS = "abandon " * 23 + "art"
 PATIENCE_S = 60.0
 
@@ -95,6 +97,9 @@ def test_calls_of_a_daemon_that_was_killed_are_charged_once(wallet: Path, devnet
         for number in range(3):
             answer = call(http, str(number))
             assert answer.json().get("path") == f"/channel/{number}", answer.text
+        write_private(wallet / "data/operator.token", TOKEN)
+        status = invoke("status", "--json", "--config", wallet / "config.toml")
+        assert [one["units"] for one in json.loads(status.out)["in_channels"]] == ["4997000"], status
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
     with daemon(wallet) as (process, http):

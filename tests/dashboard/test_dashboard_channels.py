@@ -14,7 +14,11 @@ from kit.channel_rows import ADA, ON, Orders, a_channel, put_channels
 from kit.dashboard import PAGES, Stub
 
 from payagent.agent.operator.approval_links import KEY_BYTES, ApprovalLinks
+from payagent.core.changes import Book
 from payagent.core.channel import PHASES_IN_WORDS
+from payagent.core.ledger import Entry, Posting
+from payagent.core.money import LOVELACE
+from payagent.store.executor import write
 
 LINKS = ApprovalLinks("http://payagent.localhost", bytes(KEY_BYTES))
 OPEN = f"{7:064x}"
@@ -83,6 +87,12 @@ async def test_a_channel_says_what_its_state_means_and_what_can_be_lost(state: s
     assert "&lt;b&gt;t&lt;/b&gt;" in page
     assert 'href="/ui/payments/pay_1"' in page
     assert 'href="/ui/channels?cursor=1"' in page
+
+
+async def test_the_overview_tells_what_is_in_channels(me: Browsing) -> None:
+    lines = (Posting("wallet", LOVELACE, -5_000_000), Posting("channel:https://shop", LOVELACE, 5_000_000))
+    await me.api.run.context.write("test", lambda unit: write(unit, (Book(Entry("post", lines)),), 1))
+    assert "In a channel 5.00 0000 ADA unspent at https://shop" in await me.get("/ui/")
 
 
 async def test_money_is_locked_only_by_the_terminal(me: Browsing) -> None:

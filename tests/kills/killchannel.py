@@ -56,7 +56,7 @@ AT_THE_SHOP = ("sent", "arrived", "charged", "asked for the count")
 POINTS = (*COMMITS, *AT_THE_SHOP, "delivered")
 WAYS = ("proxy", "app")
 UNDER_WAY = ("chain_not_ready", "ledger_behind", "channel_opening", "starting", "stopping")
-LOST = "channel_answer_lost"
+LOST = "channel_unserved"
 """How a call ends that was charged and whose answer died with the daemon, if another call came before it again."""
 
 _CONFIG = """\

@@ -581,7 +581,9 @@ async def test_signatures_are_answered_in_order_without_blocking_the_event_loop(
     third = asyncio.create_task(process.signature(b"third", 0, 0))
     its.send(b"\0" + b"2" * 64)
     assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0\0third"
-    its.send(b'\1{"name": "limit_exceeded", "detail": "too much", "context": {"limit": "signed_per_day"}}')
+    its.send(
+        b'\1{"name": "limit_exceeded", "detail": "too much", "fix": "-", "context": {"limit": "signed_per_day"}}'
+    )
     with pytest.raises(Refused, match="too much") as caught:
         await third
     assert caught.value.context == {"limit": "signed_per_day"}

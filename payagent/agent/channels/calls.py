@@ -48,6 +48,7 @@ from payagent.core.channel import (
     Served,
 )
 from payagent.core.invoice import Invoice, Output
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.origin import MCP
 from payagent.core.pay_and_retry import Answered, RetryVerdict
 from payagent.core.payment.machine import is_served
@@ -176,7 +177,7 @@ class ChannelCalls(Deliveries):
             return None
 
     def quote(self, payment_request: PaymentRequest) -> PaymentQuote | None:
-        """What the call may cost; None if `exact` pays it."""
+        """What the call may cost; None if `exact` pays it. Refused as `pay` before its promise."""
         quote: PaymentQuote | None = None
         try:
             if (chosen := self._choose(payment_request)) is not None:
@@ -185,6 +186,8 @@ class ChannelCalls(Deliveries):
                 quote = PaymentQuote(intent.invoice, CallPlan(spend), None)
                 self._require_allowed(self._context.conn, intent, offer, spend, self._context.ports.clock.now_ms())
         except Refused as refusal:
+            if quote is None and not self._has_exact(payment_request):
+                raise
             quote = None if quote is None else replace(quote, refusal=refusal)
         return quote
 
@@ -194,7 +197,7 @@ class ChannelCalls(Deliveries):
         """The intent's call, with the same voucher as before. A void one has paid nothing and does not count.
 
         It is given out again in its turn, and then waited for: a count that is asked for meanwhile may come first.
-        Refused: `channel_answer_lost` if no answer can come. That ends an intent without a key.
+        Refused: `channel_unserved` if no answer can come. That ends an intent without a key.
         """
         conn, key = self._context.conn, payment_request.key(None)
         found = find_payment(conn, payment_request.app_id, key, payment_request.fingerprint)
@@ -210,7 +213,7 @@ class ChannelCalls(Deliveries):
             ended = EndIntent(call.intent_id)
             await self._context.write_at("delivery", lambda unit, now_ms: write(unit, (ended,), now_ms), call.id)
             detail = f"the call {call.id} has no answer that can still come"
-            raise Refused("channel_answer_lost", detail, payment=call.id)
+            raise Refused("channel_unserved", detail, payment=call.id)
         # refused as `lease_lost` if another daemon has the account
         await self._context.write("voucher", lambda _unit: None)
         await self._sign(call)
@@ -264,17 +267,15 @@ class ChannelCalls(Deliveries):
         if terms != offered:
             raise Refused("channel_busy", f"the channel at {name} is on other terms")
         if channel.room < offer.price:
-            raise Refused("channel_full", f"{channel.room} of {channel.id} are left, a call costs {offer.price}")
+            left, price = (format_amount(LOVELACE, units) for units in (channel.room, offer.price))
+            raise Refused("channel_full", f"{left} are left at {name}, a call costs {price}")
         return merchant, offer, channel
 
     async def _is_left_to_exact(self, payment_request: PaymentRequest, refusal: Refused) -> bool:
         """Whether the 402 can be paid without a channel. One is opened first where the config says so."""
         context, origin = self._context, payment_request.origin
         merchant, now_ms = context.config.merchant(origin), context.ports.clock.now_ms()
-        try:
-            is_exact = bool(self._intake.offers(merchant, payment_request, now_ms))
-        except Refused:
-            is_exact = False
+        is_exact = self._has_exact(payment_request)
         # the next channel at a merchant whose channel is closing is a person's decision
         has_one = any(one.origin == origin for one in channels.locked_channels(context.conn))
         is_auto = merchant.channel is not None and merchant.channel.open == "auto" and not has_one
@@ -288,6 +289,12 @@ class ChannelCalls(Deliveries):
             if not is_exact:
                 raise Refused("channel_opening", f"a channel at {origin} is being opened")
         return is_exact
+
+    def _has_exact(self, payment_request: PaymentRequest) -> bool:
+        merchant = self._context.config.merchant(payment_request.origin)
+        with suppress(Refused):
+            return bool(self._intake.offers(merchant, payment_request, self._context.ports.clock.now_ms()))
+        return False
 
     def _intent(self, payment_request: PaymentRequest, offer: ChannelOffer, channel: Channel) -> PaymentIntent:
         invoice = Invoice(
@@ -400,7 +407,16 @@ class ChannelCalls(Deliveries):
         await self._context.write_at("promise", job, intent.ids.payment)
         self._counted[channel.id] = max(counted, amount)
         self._shown_s[channel.id] = self.now_s()
-        await self._sign(channels.require_call(self._context.conn, intent.ids.payment))
+        call = channels.require_call(self._context.conn, intent.ids.payment)
+        try:
+            await self._sign(call)
+        except Refused:  # without a voucher the merchant cannot charge it
+            await self._context.write_at(
+                "promise",
+                lambda unit, now_ms: channels.set_call(unit, call, CallState.VOID, None, now_ms),
+                call.id,
+            )
+            raise
 
     def _require_allowed(
         self, conn: Connection, intent: PaymentIntent, offer: ChannelOffer, spend: dict[str, int], now_ms: int

@@ -112,7 +112,11 @@ class ChannelSteps:
         self._require_room(context.conn, channel, units, now_ms)
         output = channel_tx.opened(terms_of(channel, config.own.payment_key_hash), units, LOVELACE_PER_BYTE)
         if not channel_tx.capacity(output, LOVELACE_PER_BYTE):
-            raise Refused("channel_full", "a channel keeps more than that until it ends")
+            raise Refused(
+                "channel_full",
+                "a channel keeps more than that as a reserve until it ends",
+                fix="Lock more: the reserve is about 1.73 ADA.",
+            )
         # without a provider that shows the script, the channel could not be closed
         await self._first(lambda one: one.script(channel.script_hash))
         order = StepOrder("open", config.own.raw, utxos, slot + TTL_CAP_S, output=output)
@@ -310,7 +314,11 @@ class ChannelSteps:
         live, config = rows.live_channel(conn, channel.origin), self._context.config
         merchant = config.merchant(channel.origin)
         if config.channels is None or merchant.channel is None or (live is not None and live.id != channel.id):
-            raise Refused("wrong_state", f"{merchant.name} has another channel already, or may have none")
+            raise Refused(
+                "wrong_state",
+                f"{merchant.name} has another channel already, or may have none",
+                fix="See `payagent channels list`. To lock more, use `payagent channels add ID`.",
+            )
         locked = [(one.origin, _locked(conn, one)) for one in rows.locked_channels(conn)]
         there = sum(held for origin, held in locked if origin == channel.origin)
         for name, most, taken in (

@@ -110,7 +110,7 @@ class SpentBy(Spent):
 
     merchant: str | None = absent("By merchant: its name in the config.")
     origin: str | None = absent("By merchant.")
-    app: str = absent("By app: its name.")
+    app: str | None = absent("By app: its name. null: what a channel promised, or gave back, for no call.")
     path: str | None = absent("By path, without its query. null: the request is not known.")
     destination: str | None = absent("By destination: the address that a transfer sent to. null: no transfer.")
     hour: str = absent("By hour, UTC.")

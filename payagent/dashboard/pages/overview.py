@@ -35,6 +35,11 @@ async def show(visit: Visit) -> Response:
         asks_icon=approvals.ENTRY.icon,
         needs=_needs((await api.get("/v1/alerts"))["alerts"]),
         money=_money(wallet),
+        in_channels=[
+            row
+            for row in (await api.get("/v1/ledger/balance"))["balances"]
+            if row["account"].startswith("channel:") and row["units"] != "0"
+        ],
         address=wallet["address"],
         limits=wallet_bars(limits),
         **await _spent(visit),
