@@ -9,15 +9,15 @@ Never: I/O; lets a row's own claims change how it is judged.
 import json
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from payagent.audit.finding import AuditFinding
 from payagent.audit.signed_bytes import CHANNEL_STEP, Owner, Reading, differences, external_value, read, taken
 from payagent.core import ledger
 from payagent.core.invoice import calls_of, hash_of_terms
-from payagent.core.ledger import Entry, Posting, Units
+from payagent.core.ledger import Entry, Units
 from payagent.core.money import LOVELACE
 from payagent.core.payment.machine import (
     ENDED_WITHOUT_PAYING,
@@ -404,13 +404,12 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
             yield step, ledger.release(hold, of=case.account), None
         elif step.event == _CONFIRM:
             spent = paid.get(step.tx_id or "")
-            if spent is None:
+            if spent is None and case.spent is not None:  # a rollback took an input: the entry tells it
+                posted = (one.postings for one in case.entries if (one.kind, one.ref) == ("post", step.tx_id))
+                spent = {LOVELACE: sum(units for name, _, units in chain.from_iterable(posted) if name == account)}
+            elif spent is None:
                 spent = ledger.add((hold, {LOVELACE: -fee_lovelace}))
             last = _posted(tuple(hold.items()), tuple(spent.items()), fee_lovelace, account, case.account)
-            if case.spent is not None and step.tx_id not in paid:  # a rollback took one of its inputs
-                booked = (one.postings for one in case.entries if (one.kind, one.ref) == ("post", step.tx_id))
-                with suppress(ValueError):  # it does not balance
-                    last = Entry("post", tuple(Posting(*line) for line in next(booked, last.postings)))
             yield step, last, step.tx_id
         elif step.event == _VOID:
             last = ledger.release(hold, fee_lovelace, case.account)

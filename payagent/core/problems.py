@@ -388,7 +388,8 @@ PROBLEMS: dict[str, Problem] = {
         8,
         "The merchant has not served a call that a channel pays",
         "Send the request again. If other calls came between, it is a new call: with a key, use another one.",
-        money="The call's price is spent at most.",
+        money="At most the call's price is spent.",
+        retryable=True,
         agent="If you still need the answer, repeat the call. It is paid again if other calls came between.",
     ),
     "clock_skew": Problem(

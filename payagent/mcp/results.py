@@ -28,6 +28,7 @@ QUOTING = frozenset(
     (
         "address_invalid",
         "asset_not_allowed",
+        "channel_unserved",
         "decimals_mismatch",
         "invoice_already_paid",
         "invoice_expired",

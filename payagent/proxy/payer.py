@@ -206,7 +206,8 @@ class ProxyPayer:
             if isinstance(error, Refused) and error.code not in _LOST:
                 raise
             log.info("proxy.retry_lost", payment=shared.id, reason=str(error))
-            if not (isinstance(error, Refused) and error.context.get("sent") is False):
+            is_sent = not (isinstance(error, Refused) and error.context.get("sent") is False)
+            if is_sent or proof.row.kind == CHANNEL_CALL:  # which may pay another call once nothing comes
                 await self._steps.run_to_end(
                     self._fleet.deliveries(shared.id).record_unanswered(shared.id, str(error))
                 )

@@ -202,6 +202,47 @@ async def test_a_call_that_the_signer_refuses_blocks_no_other_one(shop: Shop) ->
         assert (answer.json()["path"], at.channel.count, at.channel.signed) == ("/channel/b", PRICE, PRICE)
 
 
+async def test_a_call_that_is_being_given_up_is_not_presented_again(shop: Shop) -> None:
+    async with shop.run() as at:
+        await at.call("/channel/0")
+        late = await at.pay("/channel/a", idempotency_key="k")
+        at.wait_out()
+        merchants = at.calls._merchants
+        assert merchants is not None
+        ask, reports = merchants.call, []
+
+        async def reported_meanwhile(*args: Any, **more: Any) -> Any:
+            reply = await ask(*args, **more)
+            reports.append(asyncio.create_task(at.calls.take_silence(late.id, "lost")))
+            await asyncio.wait(reports, timeout=0.2)
+            return reply
+
+        merchants.call = reported_meanwhile  # type: ignore[method-assign]
+        await at.pay("/channel/b")
+        late, said = await reports[0]
+        assert (late.state, said.again_after_s) == (State.VOID, None)
+
+
+async def test_a_call_without_an_answer_gives_others_a_turn(shop: Shop) -> None:
+    async with shop.run() as at:
+        row = await at.pay("/channel/a")
+        _, said = await at.calls.take_silence(row.id, "lost")
+        assert said.again_after_s is not None
+        at.wait_out()
+        with pytest.raises(Refused, match="channel_unserved"):
+            await at.calls.take_silence(row.id, "lost")
+        answer, _ = await at.call("/channel/b")
+        assert answer.json()["path"] == "/channel/b"
+
+
+async def test_a_key_that_was_served_says_so_after_other_calls(shop: Shop) -> None:
+    async with shop.run() as at:
+        await at.call("/channel/a", idempotency_key="k")
+        await at.call("/channel/b")
+        with pytest.raises(Refused, match="invoice_already_paid"):
+            await at.pay("/channel/a", idempotency_key="k")
+
+
 async def test_a_corrected_call_gets_no_voucher_that_has_paid_another(shop: Shop) -> None:
     async with shop.run() as at:
         shop.mood("undercharge", price=2 * PRICE)

@@ -35,7 +35,7 @@ from payagent.core.changes import EndIntent
 from payagent.core.channel import (
     CALLS,
     EFFECTS,
-    LOCKED,
+    LIVE,
     CallEvent,
     CallState,
     Channel,
@@ -121,6 +121,8 @@ class ChannelCalls(Deliveries):
         """By channel, the last call that got an answer after which it is not presented again."""
         self._shown_s: dict[str, float] = {}
         """By channel, when its last voucher was given out, by `now_s`: the loop's clock, which never jumps."""
+        self._since_s: dict[str, float] = {}
+        """By channel, from when on its last call waits for an answer."""
         self.forgotten: dict[str, int] = {}
         """The ceilings of channels that were opening at the start: an older ledger forgot their vouchers."""
         self._counted: dict[str, int] = {}
@@ -202,22 +204,31 @@ class ChannelCalls(Deliveries):
         conn, key = self._context.conn, payment_request.key(None)
         found = find_payment(conn, payment_request.app_id, key, payment_request.fingerprint)
         found.require_no_conflict()
-        call = None if found.intent is None else channels.call_for(conn, found.intent.id)
-        if call is None or self._context.payment(call.id).account != self._context.config.account:
+        intent = found.intent
+        call = None if intent is None else channels.call_for(conn, intent.id)
+        if (
+            intent is None
+            or call is None
+            or self._context.payment(call.id).account != self._context.config.account
+        ):
             return None  # another account's call: admission lets nothing else pay for it
         if not is_in_turn:
             async with self._locks[call.channel]:
                 return await self._repeated(payment_request, is_in_turn=True)
-        is_over = channels.channel(conn, call.channel).phase not in LOCKED
-        if is_over or (call.state is not CallState.PROMISED and not channels.is_newest(conn, call)):
+        is_late = not channels.is_newest(conn, call)
+        if is_late and call.state is CallState.SERVED and not intent.is_key_derived:
+            detail, fix = f"{call.id} paid for it, and the merchant served it", "A new call needs another key."
+            raise Refused("invoice_already_paid/same_intent", detail, fix=fix, payment=call.id)
+        is_over = channels.channel(conn, call.channel).phase not in LIVE
+        if is_over or (is_late and call.state is not CallState.PROMISED):
             ended = EndIntent(call.intent_id)
             await self._context.write_at("delivery", lambda unit, now_ms: write(unit, (ended,), now_ms), call.id)
-            detail = f"the call {call.id} has no answer that can still come"
+            detail = f"{call.id} can no longer get its answer"
             raise Refused("channel_unserved", detail, payment=call.id)
         # refused as `lease_lost` if another daemon has the account
         await self._context.write("voucher", lambda _unit: None)
         await self._sign(call)
-        self._shown_s[call.channel] = self.now_s()
+        self._shown_s[call.channel] = self._since_s[call.channel] = self.now_s()
         self._answered.pop(call.channel, None)
         return self._context.payment(call.id)
 
@@ -406,7 +417,7 @@ class ChannelCalls(Deliveries):
 
         await self._context.write_at("promise", job, intent.ids.payment)
         self._counted[channel.id] = max(counted, amount)
-        self._shown_s[channel.id] = self.now_s()
+        self._shown_s[channel.id] = self._since_s[channel.id] = self.now_s()
         call = channels.require_call(self._context.conn, intent.ids.payment)
         try:
             await self._sign(call)
@@ -465,11 +476,19 @@ class ChannelCalls(Deliveries):
         return self._context.payment(payment_id)
 
     async def record_unanswered(self, payment_id: str, why: str) -> None:
-        """No answer came, so the count is not known. The same voucher may be presented again: wait for that."""
-        call = channels.require_call(self._context.conn, payment_id)
-        await self._context.write("delivery", lambda unit: channels.doubt(unit, call.channel), payment_id)
-        if call.state is CallState.PROMISED:
-            self._shown_s[call.channel] = self.now_s()
+        """No answer came, so the count is not known. The same voucher may be presented again: wait for that.
+
+        Refused: `channel_unserved` after `timeout_s` of its merchant, so that others get a turn.
+        """
+        merchant = self._context.config.merchant(self._context.payment(payment_id).intent.origin)
+        channel_id = channels.require_call(self._context.conn, payment_id).channel
+        async with self._locks[channel_id]:
+            await self._context.write("delivery", lambda unit: channels.doubt(unit, channel_id), payment_id)
+            if channels.require_call(self._context.conn, payment_id).state is not CallState.PROMISED:
+                return
+            if self.now_s() - self._since_s.get(channel_id, self._started_s) > merchant.timeout_s:
+                raise Refused("channel_unserved", f"{payment_id} got no answer: {why}", payment=payment_id)
+            self._shown_s[channel_id] = self.now_s()
 
     async def take_answer(
         self,
@@ -506,6 +525,7 @@ class ChannelCalls(Deliveries):
             after = channels.require_call(context.conn, payment_id)
             if after.amount != call.amount:
                 await self._sign(after)
+                self._shown_s[call.channel] = self.now_s()
                 return context.payment(payment_id), Answered(RetryVerdict.PENDING, reason, response.status, 0.0)
         after_s = again_after_s(1) if verdict is VoucherVerdict.RETRY else None
         if after_s is None:
