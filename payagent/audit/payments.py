@@ -405,7 +405,8 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
         elif step.event == _CONFIRM:
             spent = paid.get(step.tx_id or "")
             if spent is None and case.spent is not None:  # a rollback took an input: the entry tells it
-                posted = (one.postings for one in case.entries if (one.kind, one.ref) == ("post", step.tx_id))
+                booked = ("post", step.tx_id, step.row.at_ms)
+                posted = (one.postings for one in case.entries if (one.kind, one.ref, one.at_ms) == booked)
                 spent = {LOVELACE: sum(units for name, _, units in chain.from_iterable(posted) if name == account)}
             elif spent is None:
                 spent = ledger.add((hold, {LOVELACE: -fee_lovelace}))
