@@ -404,7 +404,8 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
             yield step, ledger.release(hold, of=case.account), None
         elif step.event == _CONFIRM:
             spent = paid.get(step.tx_id or "")
-            if spent is None and case.spent is not None:  # a rollback took an input: the entry tells it
+            if spent is None and case.spent is not None:
+                # a rollback took one of its inputs, so only the entry tells what it moved
                 booked = ("post", step.tx_id, step.row.at_ms)
                 posted = (one.postings for one in case.entries if (one.kind, one.ref, one.at_ms) == booked)
                 spent = {LOVELACE: sum(units for name, _, units in chain.from_iterable(posted) if name == account)}

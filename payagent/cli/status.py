@@ -22,6 +22,7 @@ from payagent.cli.options import (
 from payagent.cli.payments import show_payments
 from payagent.cli.terminal import Field, Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
+from payagent.core.ledger import in_channels
 from payagent.core.money import LOVELACE
 from payagent.core.network import how_to_fund
 from payagent.core.operator_log import whose
@@ -56,11 +57,7 @@ def status(terminal: Terminal, connect: Connect) -> None:
         **{key: wallet[key] for key in ("accounts", "daemons") if key in wallet},
         **client.get("/v1/limits"),
         "spend_by_app": client.get("/v1/ledger/spend", by="app", since=since)["spend"],
-        "in_channels": [
-            row
-            for row in client.get("/v1/ledger/balance")["balances"]
-            if row["account"].startswith("channel:") and row["units"] != "0"
-        ],
+        "in_channels": in_channels(client.get("/v1/ledger/balance")["balances"]),
         "awaiting_approval": waiting["payments"],
         **client.get("/v1/alerts"),
     }
@@ -88,7 +85,7 @@ def _show(terminal: Terminal, answer: dict[str, Any], client: "OperatorClient") 
             ("address", answer["address"]),
             *(("balance", _balance(row)) for row in answer["assets"]),
             *(
-                ("in channels", f"{show_units(row['asset'], row['units'])} unspent at {row['account'][8:]}")
+                ("in channels", f"{show_units(row['asset'], row['units'])} unspent at {row['origin']}")
                 for row in answer["in_channels"]
             ),
             ("newest block", str(answer["chain"]["tip_height"] or "not read yet")),

@@ -68,6 +68,13 @@ def channel_account(origin: str) -> str:
     return f"channel:{origin}"
 
 
+def in_channels(balances: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """What is in channels and not promised: those rows of a balance in JSON, each with its merchant's `origin`."""
+    prefix = channel_account("")
+    rows = (row for row in balances if row["account"].startswith(prefix) and row["units"] != "0")
+    return [{**row, "origin": row["account"].removeprefix(prefix)} for row in rows]
+
+
 def spending_account(origin: str | None, is_prepaid: bool) -> str:
     """The account that a payment debits: `prepaid:` or `merchant:` of its origin, or `external` without one."""
     if origin is None:

@@ -387,7 +387,7 @@ PROBLEMS: dict[str, Problem] = {
         502,
         8,
         "The merchant has not served a call that a channel pays",
-        "Send the request again. If other calls came between, it is a new call: with a key, use another one.",
+        "Send the request again. If other calls came between, it is a new call: if it has a key, use a new one.",
         money="At most the call's price is spent.",
         retryable=True,
         agent="If you still need the answer, repeat the call. It is paid again if other calls came between.",

@@ -207,7 +207,7 @@ class ProxyPayer:
                 raise
             log.info("proxy.retry_lost", payment=shared.id, reason=str(error))
             is_sent = not (isinstance(error, Refused) and error.context.get("sent") is False)
-            if is_sent or proof.row.kind == CHANNEL_CALL:  # which may pay another call once nothing comes
+            if is_sent or proof.row.kind == CHANNEL_CALL:  # whose voucher may pay another call
                 await self._steps.run_to_end(
                     self._fleet.deliveries(shared.id).record_unanswered(shared.id, str(error))
                 )

@@ -270,6 +270,30 @@ async def test_a_merchant_that_lost_its_record_after_its_claim_is_paid_again(
         assert (answer.json()["path"], at.channel.count) == ("/channel/2", 3 * PRICE)
 
 
+async def test_a_merchant_that_claimed_all_and_only_refuses_tells_no_count(shop: Shop) -> None:
+    """It has charged the call without an answer: another one with that voucher would get its answer."""
+    async with shop.run() as at:
+        await at.call("/channel/0")
+        shop.mood(claim="sub")
+        shop.world.block()
+        await at.run.run_pass()
+        lost = await at.pay("/channel/a")
+        at.get("/channel/a", at.headers(lost))
+        await at.silence(lost)
+        merchants, terms = at.calls._merchants, unb64(at.get("/channel/b").headers["payment-required"])
+        assert merchants is not None
+        ask, error = merchants.call, "invalid_batch_settlement_cardano_payload"
+
+        async def refused(*args: Any, **more: Any) -> Any:
+            reply = await ask(*args, **more)
+            return replace(reply, status=402, headers=[("payment-required", b64({**terms, "error": error}))])
+
+        merchants.call = refused  # type: ignore[method-assign]
+        with pytest.raises(Refused, match="channel_busy"):
+            await at.pay("/channel/b")
+        assert at.run.context.payment(lost.id).state is not State.VOID
+
+
 async def test_a_request_without_a_key_is_told_once_that_its_answer_is_lost(shop: Shop) -> None:
     async with shop.run() as at:
         lost = await at.pay("/channel/a")

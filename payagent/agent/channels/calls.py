@@ -179,7 +179,10 @@ class ChannelCalls(Deliveries):
             return None
 
     def quote(self, payment_request: PaymentRequest) -> PaymentQuote | None:
-        """What the call may cost; None if `exact` pays it. Refused as `pay` before its promise."""
+        """What the call may cost; None if `exact` pays it.
+
+        Refused: what `pay` refuses before its promise.
+        """
         quote: PaymentQuote | None = None
         try:
             if (chosen := self._choose(payment_request)) is not None:
@@ -381,7 +384,7 @@ class ChannelCalls(Deliveries):
     async def _promise(self, intent: PaymentIntent, offer: ChannelOffer, channel: Channel) -> None:
         """Promise a call under the channel's lock, after its ceiling is high enough, and sign its voucher."""
         amount, ceilings = channel.count + offer.price, self._ceilings
-        # the merchant charged less than a price
+        # so it is after a charge below a call's price
         if amount == channel.voucher_amount and channels.is_paid(self._context.conn, channel.id, amount):
             raise Refused(
                 "channel_busy",
@@ -476,9 +479,9 @@ class ChannelCalls(Deliveries):
         return self._context.payment(payment_id)
 
     async def record_unanswered(self, payment_id: str, why: str) -> None:
-        """No answer came, so the count is not known. The same voucher may be presented again: wait for that.
+        """No answer came, so the count is not known. The same voucher may be presented again, so others wait.
 
-        Refused: `channel_unserved` after `timeout_s` of its merchant, so that others get a turn.
+        Refused: `channel_unserved` once the merchant's `timeout_s` is over, so that others get a turn.
         """
         merchant = self._context.config.merchant(self._context.payment(payment_id).intent.origin)
         channel_id = channels.require_call(self._context.conn, payment_id).channel
@@ -581,7 +584,8 @@ def _learn(
         move(unit, channel, Close(f"its merchant takes no more vouchers: {reason}"), now_ms)
     shown = _shown(verdict, response, voucher)
     is_denied = verdict in (VoucherVerdict.ADOPT, VoucherVerdict.REFUSE)
-    if shown is None and is_over and is_denied and channel.count == channel.claimed:
+    has_no_record = is_denied if not channel.count else verdict is VoucherVerdict.ADOPT
+    if shown is None and is_over and has_no_record and channel.count == channel.claimed:
         # a merchant with a record of the channel would have shown it: this one knows what the chain shows
         shown = channel.count, voucher.amount, voucher.signature
     if shown is None:

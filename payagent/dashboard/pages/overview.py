@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from payagent.core.ledger import in_channels
 from payagent.core.money import LOVELACE
 from payagent.core.notifications import ALERTS
 from payagent.dashboard.bars import wallet_bars
@@ -35,11 +36,7 @@ async def show(visit: Visit) -> Response:
         asks_icon=approvals.ENTRY.icon,
         needs=_needs((await api.get("/v1/alerts"))["alerts"]),
         money=_money(wallet),
-        in_channels=[
-            row
-            for row in (await api.get("/v1/ledger/balance"))["balances"]
-            if row["account"].startswith("channel:") and row["units"] != "0"
-        ],
+        in_channels=in_channels((await api.get("/v1/ledger/balance"))["balances"]),
         address=wallet["address"],
         limits=wallet_bars(limits),
         **await _spent(visit),
