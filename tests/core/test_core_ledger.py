@@ -120,3 +120,9 @@ def test_a_payment_is_booked_to_a_merchant_prepaid_or_external_account(
 def test_holds_are_added_up_by_asset() -> None:
     assert ledger.add([{"lovelace": 1, "a": 2}, {}, {"lovelace": 3}]) == {"lovelace": 4, "a": 2}
     assert ledger.add([]) == {}
+
+
+def test_only_what_is_left_in_channels_is_in_channels() -> None:
+    rows = [{"account": account, "asset": "lovelace", "units": "5"} for account in ("wallet", "channel:https://m")]
+    ended = {**rows[1], "units": "0"}
+    assert ledger.in_channels([*rows, ended]) == [{**rows[1], "origin": "https://m"}]
